@@ -1,0 +1,12 @@
+.PHONY: test test-all lint quickstart benchmarks
+test:        ## what CI runs
+	python -m pytest
+test-all:    ## also the slow checks
+	python -m pytest --run-slow
+lint:
+	ruff check . && ruff format --check . && lint-imports
+quickstart:
+	python -m experiments run quickstart
+benchmarks:  ## needs `pip install -e ".[benchmarks]"`
+	python benchmarks/optimizer_overhead.py
+	python benchmarks/models.py
