@@ -5,7 +5,16 @@ Train on the relaxed loss u(x, t), the solution of the viscous Hamilton-Jacobi e
     u_t + ½|∇u|² = (T/2) Δu,     u(x, 0) = f(x),
 
 with optax transformations: :func:`entropy_sgd` and its relatives. ``jaxopt_pde.smoothing`` has the
-estimators of ∇u as plain functions, ``jaxopt_pde.models`` (needs Flax, imported on first use) the networks.
+estimators of ∇u as plain functions, ``jaxopt_pde.models`` (needs Flax, import it by name) the networks.
 """
 
+from . import optimizers as optimizers
+from . import smoothing as smoothing
+from ._typing import InnerStep as InnerStep
+from ._typing import Smoothed as Smoothed
+from .optimizers import *  # noqa: F403
+from .optimizers import __all__ as _optimizers
+
 __version__ = "0.1.0"
+
+__all__ = ["InnerStep", "Smoothed", "optimizers", "smoothing", *_optimizers]

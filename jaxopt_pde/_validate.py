@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 __all__ = [
+    "as_key",
     "check_choice",
     "check_count",
     "check_float_tree",
@@ -22,7 +23,6 @@ __all__ = [
     "check_nonnegative",
     "check_positive",
     "check_same_tree",
-    "as_key",
     "is_static_zero",
 ]
 
@@ -98,9 +98,9 @@ def _is_masked_node(leaf: Any) -> bool:
     return isinstance(leaf, optax.MaskedNode)
 
 
-def check_float_tree(name: str, tree: Any) -> None:
+def check_float_tree(name: str, tree: Any, *, allow_masked: bool = False) -> None:
     """Raises unless every leaf of ``tree`` is a real floating array (or a ``ShapeDtypeStruct`` of one)."""
-    for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=_is_masked_node):
+    for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=None if allow_masked else _is_masked_node):
         where = name + jax.tree_util.keystr(path)
         if _is_masked_node(leaf):
             msg = (
@@ -129,17 +129,15 @@ def check_same_tree(name: str, got: Any, expected: Any) -> None:
     """Raises unless ``got`` has the structure and the leaf shapes of ``expected``."""
     if jax.tree.structure(got) != jax.tree.structure(expected):
         msg = (
-            f"{name} must return a tree like params.\n  returned: {jax.tree.structure(got)}\n"
-            f"  params:   {jax.tree.structure(expected)}\n"
-            "With jax.value_and_grad or has_aux=True return the gradient alone."
+            f"{name} must give a tree like params.\n  got:    {jax.tree.structure(got)}\n"
+            f"  params: {jax.tree.structure(expected)}\n"
+            "With jax.value_and_grad or has_aux=True hand over the gradient alone."
         )
         raise ValueError(msg)
-    for (path, leaf), other in zip(
-        jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True
-    ):
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True):
         if jnp.shape(leaf) != jnp.shape(other):
             msg = (
-                f"{name} returned a leaf of shape {jnp.shape(leaf)} at {jax.tree_util.keystr(path) or 'the root'}, "
+                f"{name} gave a leaf of shape {jnp.shape(leaf)} at {jax.tree_util.keystr(path) or 'the root'}, "
                 f"params have {jnp.shape(other)} there."
             )
             raise ValueError(msg)
