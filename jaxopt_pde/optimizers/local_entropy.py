@@ -151,9 +151,9 @@ def entropy_sgd(
 
     Algorithm 1 of ICLR'17 adds the noise √η' ε N(0, I) where ours is √(2 η' T) N(0, I), whence T = ε²/2, and steps
     x ← x − η γ (x − μ) = x − h (x − μ)/t with h = η. Its experiments (section 4.3) scale that by 1/γ to
-    x ← x − η (x − μ), which is h = η/γ = η t. The published code adds √(2 η') ε N(0, I), drops γ in the same way, and runs the inner
-    loop with Nesterov momentum 0.9 that multiplies the loss's force by 10 and the pull to x not at all: in effect a
-    time 10 times longer. Set ``noise="gaussian"`` for the papers' law of increments.
+    x ← x − η (x − μ), which is h = η/γ = η t. The published code adds √(2 η') ε N(0, I), drops γ in the same
+    way, and runs the inner loop with Nesterov momentum 0.9 that multiplies the loss's force by 10 and the pull to x
+    not at all: in effect a time 10 times longer. Set ``noise="gaussian"`` for the papers' law of increments.
 
     Args:
         learning_rate: outer step h ≥ 0 in [param²/loss].
@@ -222,9 +222,10 @@ def entropy_sgd(
     _validate.check_nonnegative("weight_decay", weight_decay)
     if momentum is not None:
         _validate.check_fraction("momentum", momentum)
-    outer = optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype)
-    if not _validate.is_static_zero(weight_decay):
-        outer = optax.chain(optax.add_decayed_weights(weight_decay), outer)
+    outer = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
+    )
     return descent(
         "entropy_sgd",
         outer,

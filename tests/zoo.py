@@ -1,0 +1,119 @@
+"""The optimisers that tests/contract runs over: one row for each exported factory and form.
+
+A new optimiser joins the contract by adding a row here; nothing else.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxopt_pde
+
+
+class Entry(NamedTuple):
+    """One optimiser of the zoo.
+
+    Attributes:
+        make: ``make(**changes)`` builds it; ``changes`` override the factory's keyword arguments.
+        factory: the exported factory, for `injectable`, with `arguments` its full keyword arguments.
+        arguments: what `make()` passes to the factory.
+        multi_gradient: takes ``grad_fn`` (else one gradient an update).
+        outer: wraps the factory's result, for factories that emit a gradient.
+        rosenbrock: whether it claims to reach Rosenbrock's minimiser, with these arguments.
+    """
+
+    factory: Callable[..., optax.GradientTransformation]
+    arguments: dict[str, Any]
+    multi_gradient: bool
+    outer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda tx: tx
+    rosenbrock: dict[str, Any] | None = None
+
+    def make(self, **changes) -> optax.GradientTransformationExtraArgs:
+        return self.outer(self.factory(**{**self.arguments, **changes}))
+
+
+_INNER = {"smoothing_time": 1.0, "inner_learning_rate": 0.1, "temperature": 1e-8, "num_steps": 10}
+_FINE = {"smoothing_time": 0.02, "inner_learning_rate": 1e-3}
+
+ZOO = {
+    "entropy_sgd": Entry(
+        jaxopt_pde.entropy_sgd,
+        {"learning_rate": 0.5, **_INNER},
+        True,
+        rosenbrock={**_FINE, "learning_rate": 0.01, "momentum": 0.9},
+    ),
+    "entropy_sgd-chains": Entry(
+        jaxopt_pde.entropy_sgd,
+        {"learning_rate": 0.3, **_INNER, "num_chains": 3, "momentum": 0.5, "nesterov": True, "noise": "gaussian"},
+        True,
+    ),
+    "entropy_sgd-control_variate": Entry(
+        jaxopt_pde.entropy_sgd,
+        {"learning_rate": 0.3, **_INNER, "num_chains": 2, "estimator": "control_variate", "inner_momentum": 0.3},
+        True,
+        rosenbrock={**_FINE, "learning_rate": 0.002, "momentum": 0.9, "inner_momentum": 0.0},
+    ),
+    "entropy_sgd-papers": Entry(
+        jaxopt_pde.entropy_sgd,
+        {"learning_rate": 0.5, **_INNER, "averaging": 0.25, "noise": "gaussian", "estimator": "displacement"},
+        True,
+    ),
+    "local_entropy_gradient": Entry(
+        jaxopt_pde.local_entropy_gradient, _INNER, True, lambda tx: optax.chain(tx, optax.sgd(0.5))
+    ),
+    "local_entropy_gradient-adam": Entry(
+        jaxopt_pde.local_entropy_gradient,
+        {**_INNER, "estimator": "gradient"},
+        True,
+        lambda tx: optax.chain(tx, optax.adam(0.05)),
+        rosenbrock={**_FINE, "estimator": "gradient"},
+    ),
+    "entropy_sgd_stepwise": Entry(
+        jaxopt_pde.entropy_sgd_stepwise,
+        {"outer": optax.sgd(0.5), **_INNER},
+        False,
+        rosenbrock={**_FINE, "outer": optax.sgd(0.01, momentum=0.9)},
+    ),
+    "entropy_sgd_stepwise-momentum": Entry(
+        jaxopt_pde.entropy_sgd_stepwise,
+        {"outer": optax.adam(0.05), **_INNER, "inner_momentum": 0.3, "averaging": 0.25},
+        False,
+    ),
+}
+
+
+def names(*, multi_gradient: bool | None = None) -> list[str]:
+    """The zoo's names, of one kind if asked."""
+    return [n for n, e in ZOO.items() if multi_gradient is None or e.multi_gradient == multi_gradient]
+
+
+def call(entry: Entry, tx, state, params, grad_fn, **extra):
+    """One update in the entry's own protocol; ``grad_fn(params)`` is a plain gradient."""
+    if entry.multi_gradient:
+        return tx.update(params, state, params, grad_fn=lambda p, step: grad_fn(p), **extra)
+    return tx.update(grad_fn(params), state, params, **extra)
+
+
+def train(entry: Entry, tx, params, grad_fn, num_updates: int):
+    """``num_updates`` updates in one compiled scan; returns the evaluated params and (params, state)."""
+
+    @jax.jit
+    def run(params):
+        def body(carry, _):
+            params, state = carry
+            updates, state = call(entry, tx, state, params, grad_fn)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(body, (params, tx.init(params)), length=num_updates)[0]
+
+    params, state = run(params)
+    return jaxopt_pde.eval_params(state, params), (params, state)
+
+
+def parabola(dtype=jnp.float32):
+    """A start and the gradient of ½|x|²-like loss with minimiser (1, −1, 0.5)."""
+    target = jnp.array([1.0, -1.0, 0.5], dtype)
+    return jnp.array([-1.0, 0.5, 2.0], dtype), lambda p: p - target.astype(p.dtype), target
