@@ -47,12 +47,25 @@ ZOO = {
     ),
     "entropy_sgd-chains": Entry(
         jaxopt_pde.entropy_sgd,
-        {"learning_rate": 0.3, **_INNER, "num_chains": 3, "momentum": 0.5, "nesterov": True, "noise": "gaussian"},
+        {
+            "learning_rate": 0.3,
+            **_INNER,
+            "num_chains": 3,
+            "momentum": 0.5,
+            "nesterov": True,
+            "noise": "gaussian",
+        },
         True,
     ),
     "entropy_sgd-control_variate": Entry(
         jaxopt_pde.entropy_sgd,
-        {"learning_rate": 0.3, **_INNER, "num_chains": 2, "estimator": "control_variate", "inner_momentum": 0.3},
+        {
+            "learning_rate": 0.3,
+            **_INNER,
+            "num_chains": 2,
+            "estimator": "control_variate",
+            "inner_momentum": 0.3,
+        },
         True,
         rosenbrock={**_FINE, "learning_rate": 0.002, "momentum": 0.9, "inner_momentum": 0.0},
     ),

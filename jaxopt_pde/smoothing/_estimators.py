@@ -106,7 +106,9 @@ def _least_squares_coefficient(
 
 
 def _dot(a: Params, b: Params, dtype) -> Float[Array, ""]:
-    return jnp.asarray(optax.tree.vdot(a, b), dtype)
+    # Not optax.tree.vdot: it flattens leaves, which explicit shardings forbid.
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y).astype(dtype), a, b)
+    return jnp.asarray(optax.tree.sum(products), dtype)
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

@@ -186,7 +186,9 @@ SCHEDULED = ["learning_rate", "smoothing_time", "inner_learning_rate", "temperat
 def test_a_constant_schedule_equals_its_value(name, argument):
     entry, (params, grad_fn, _) = ZOO[name], parabola()
     schedule = optax.constant_schedule(entry.arguments[argument])
-    reached = [train(entry, tx, params, grad_fn, 10)[0] for tx in (entry.make(), entry.make(**{argument: schedule}))]
+    reached = [
+        train(entry, tx, params, grad_fn, 10)[0] for tx in (entry.make(), entry.make(**{argument: schedule}))
+    ]
     chex.assert_trees_all_close(*reached, rtol=1e-6)
 
 
@@ -254,7 +256,11 @@ def test_eager_and_compiled_agree(name):
 @every
 def test_mixed_dtypes_keep_theirs(name, x64):
     entry, tx = ZOO[name], ZOO[name].make()
-    params = {"wide": jnp.ones(2, jnp.float64), "narrow": jnp.ones(3, jnp.float32), "half": jnp.ones(1, jnp.bfloat16)}
+    params = {
+        "wide": jnp.ones(2, jnp.float64),
+        "narrow": jnp.ones(3, jnp.float32),
+        "half": jnp.ones(1, jnp.bfloat16),
+    }
     reached, (trained, state) = train(entry, tx, params, lambda p: p, 3)
     chex.assert_trees_all_equal_shapes_and_dtypes(trained, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(reached, params)
@@ -337,7 +343,11 @@ BAD = {
     ("factory", "argument", "value"),
     [
         (factory, argument, value)
-        for factory in (jaxopt_pde.entropy_sgd, jaxopt_pde.local_entropy_gradient, jaxopt_pde.entropy_sgd_stepwise)
+        for factory in (
+            jaxopt_pde.entropy_sgd,
+            jaxopt_pde.local_entropy_gradient,
+            jaxopt_pde.entropy_sgd_stepwise,
+        )
         for argument, values in BAD.items()
         for value in values
         if argument in factory.__annotations__
