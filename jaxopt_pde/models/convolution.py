@@ -25,7 +25,7 @@ Padding = str | Sequence[tuple[int, int]]
 
 # Depth (kernel width times input channels) from which one GEMM per kernel row beats a single GEMM on full
 # windows. Timed with gradients in inputs and kernel, 3x3 and 5x5 kernels, two AVX-512 cores: the single GEMM
-# wins at depths 5 and 12, the rows from 24 to 576, where they also take 1/height of the memory.
+# wins at depths 5 to 15, the rows from 24 to 576, where they also take 1/height of the memory.
 _ROW_DEPTH = 16
 
 

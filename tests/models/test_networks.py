@@ -21,10 +21,12 @@ SMALL = {  # every network, small enough for a test: model, input shape
 small = pytest.mark.parametrize(("model", "shape"), SMALL.values(), ids=SMALL.keys())
 
 
-@functools.cache
 def start(model, shape):
-    inputs = jax.random.normal(jax.random.key(7), shape)
-    return jax.jit(model.init, static_argnames="train")(jax.random.key(0), inputs, train=False), inputs
+    """Random variables and inputs, drawn by NumPy: compiling ``init`` would take most of the test."""
+    draw = np.random.default_rng(0).uniform
+    inputs = jnp.asarray(draw(-1, 1, shape), jnp.float32)
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), inputs)
+    return jax.tree.map(lambda leaf: jnp.asarray(draw(0.1, 0.6, leaf.shape), leaf.dtype), shapes), inputs
 
 
 @functools.partial(jax.jit, static_argnames=("model", "train", "mutable"))
