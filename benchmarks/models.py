@@ -3,11 +3,11 @@
     python benchmarks/models.py [--repetitions 9] [--allcnn] [--json PATH]
 
 Each row times the gradient of the cross-entropy in training mode (BatchNorm, dropout) of one network, written
-the same way in both libraries, accumulated over several batches. All forms of a network run in one
-process with the same number of threads, in the order A, B, C, C, B, A, ...; a ratio is taken in each repetition,
-and the table gives the median, the least and the greatest of them. JAX's gradients run in one ``lax.scan`` with
-the data as arguments: step by step, a large temporary buffer may be mapped and zeroed anew in every call. Run it on an idle machine: beside other busy
-processes PyTorch's threads wait for each other, and the ratios flatter JAX.
+the same way in both libraries, accumulated over several batches. All forms of a network run in one process with
+the same number of threads, in the order A, B, C, C, B, A, ...; a ratio is taken in each repetition, and the
+table gives the median, the least and the greatest of them. JAX's gradients run in one ``lax.scan`` with the data
+as arguments: step by step, a large temporary buffer may be mapped and zeroed anew in every call. Run it on an
+idle machine: beside other busy processes PyTorch's threads wait for each other, and the ratios flatter JAX.
 """
 
 import argparse
