@@ -213,7 +213,7 @@ def test_a_nan_gradient_moves_nothing_in_stepwise_form(name, bad):
 
 @pytest.mark.parametrize("estimator", ["displacement", "gradient", "control_variate"])
 def test_closed_form_on_a_quadratic(estimator, x64):
-    """∇u = A (I + tA)⁻¹ x for f = ½ xᵀAx (MATH: the Gaussian case), at T = 0 to the contraction of 400 steps."""
+    """∇u = A (I + tA)⁻¹ x for f = ½ xᵀAx, at T = 0 to the contraction of 400 steps."""
     rng = np.random.default_rng(0)
     root = rng.normal(size=(6, 6))
     A, x, t = root @ root.T / 6 + 0.1 * np.eye(6), rng.normal(size=6), 0.8

@@ -63,7 +63,7 @@ def test_entropy_sgd_of_iclr_2017(num_steps, x64):
 
 
 def test_the_published_code_without_its_momentum(x64):
-    """Increment ε √(2 η') N(0, I), μ ← 0.75 μ + 0.25 x', x ← x − lr (x − μ), for a scope g (MATH: the parameter map)."""
+    """Increment ε √(2 η') N(0, I), μ ← 0.75 μ + 0.25 x', x ← x − lr (x − μ), for a scope g."""
     g, learning_rate, eta_prime, epsilon = 0.4, 0.7, 0.1, 0.2
     noise = normals(8)
     x_prime = mu = X

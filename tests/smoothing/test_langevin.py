@@ -170,7 +170,7 @@ def test_the_particles_have_the_variance_of_the_gibbs_density(momentum, noise, x
 
 
 def test_minibatch_noise_adds_half_the_step_times_its_variance_to_the_temperature(x64):
-    """MATH: 1/β → 1/β + εC/2, so the variance of the particles is (T + εC/2)/(M (1 − εM/2))."""
+    """With gradient covariance C the temperature is in effect T + εC/2: the variance of the particles is (T + εC/2)/(M (1 − εM/2))."""
     step_size, temperature, noise = 0.1, 0.02, 0.7
     smoothed = langevin(
         lambda y, step: 2.0 * y + jnp.sqrt(noise) * jax.random.normal(step.key, y.shape), jnp.zeros(1),
@@ -235,7 +235,7 @@ def test_at_temperature_zero_no_random_number_is_drawn_for_the_steps():
 
 
 def test_warm_started_chains_forget_nothing(x64):
-    """Two calls of 10 steps, the second from the positions of the first, end where one call of 20 steps ends at T = 0."""
+    """Two calls of 10 steps, the second from the first's positions, end where one of 20 steps ends at T = 0."""
     grad_fn = lambda y, step: jnp.sinh(y)
     settings = {"smoothing_time": 1.0, "temperature": 0.0, "step_size": 0.1, "num_chains": 2}
     params = {"a": jnp.array([1.0, -2.0])}
