@@ -31,6 +31,7 @@ from scipy import stats
 
 import jaxopt_pde
 from experiments import _datasets, _run
+from jaxopt_pde import _validate
 from jaxopt_pde.models import Conv, max_pool
 
 
@@ -38,6 +39,15 @@ from jaxopt_pde.models import Conv, max_pool
 class Config:
     """What to run; the defaults give the README's table."""
 
+    methods: tuple[str, ...] = (
+        "SGD, Nesterov",
+        "Adam",
+        "SAM",
+        "SGD, averaged",
+        "Entropy-SGD, K = 1",
+        "Entropy-SGD, K = 4",
+    )
+    """Which methods to run."""
     seed: int = 0
     """Seeds the split of the data; with its index, every replica's initial weights and minibatches."""
     num_seeds: int = 5
@@ -64,7 +74,13 @@ class Config:
 
 NOT_REPRODUCIBLE = ("seconds",)
 
-SMOKE = Config(num_seeds=2, num_gradients=80, learning_rates=(0.03, 0.1), width=4)
+SMOKE = Config(
+    methods=("SAM", "Entropy-SGD, K = 4"),
+    num_seeds=2,
+    num_gradients=80,
+    learning_rates=(0.03, 0.1),
+    width=4,
+)
 
 
 class Network(nn.Module):
@@ -104,7 +120,11 @@ class Method(NamedTuple):
 
 
 def methods(config: Config) -> list[Method]:
-    """The methods compared, with everything fixed but the learning rate."""
+    """The methods compared, with everything fixed but the learning rate.
+
+    Raises:
+        ValueError: for an unknown name in ``config.methods``.
+    """
 
     def decayed(rate, gradients_per_update=1):
         steps = config.num_gradients // gradients_per_update
@@ -127,7 +147,7 @@ def methods(config: Config) -> list[Method]:
             inner_momentum=config.inner_momentum,
         )
 
-    return [
+    known = [
         Method("SGD, Nesterov", lambda rate: optax.sgd(decayed(rate), momentum=0.9, nesterov=True)),
         Method("Adam", lambda rate: optax.adam(decayed(rate))),
         Method("SAM", sam, num_steps=2),
@@ -142,6 +162,10 @@ def methods(config: Config) -> list[Method]:
             for steps, chains in zip(config.num_steps, (1, 4), strict=True)
         ),
     ]
+    by_name = {method.name: method for method in known}
+    for name in config.methods:
+        _validate.check_choice("methods", name, tuple(by_name))
+    return [by_name[name] for name in config.methods]
 
 
 def loss(network: Network, params, images, labels):
@@ -155,22 +179,52 @@ def error(network: Network, params, images, labels):
     return jnp.mean(network.apply(params, images).argmax(-1) != labels)
 
 
-def make_update(method: Method, network: Network, config: Config):
-    """One update of one replica: ``(state, rate, key, data) -> state``; minibatches are numbered by gradient."""
+class Replicas(NamedTuple):
+    """What all methods share.
 
-    def minibatch(key, number, data):
-        images, labels = data
-        chosen = jax.random.randint(jax.random.fold_in(key, number), (config.batch_size,), 0, len(labels))
-        return images[chosen], labels[chosen]
+    Attributes:
+        params: initial weights, a leading axis of seeds on every leaf.
+        minibatches: [seed, gradient, batch_size], indices of training images.
+        train, validation, test: images and labels.
+    """
 
-    def update(state, rate, key, data):
+    params: Any
+    minibatches: jax.Array
+    train: tuple[jax.Array, jax.Array]
+    validation: tuple[jax.Array, jax.Array]
+    test: tuple[jax.Array, jax.Array]
+
+
+def make_replicas(network: Network, config: Config) -> Replicas:
+    """Draws the split, the initial weights and the minibatches."""
+    data = _datasets.digits(validation=0.2, test=0.3, seed=config.seed)
+    parts = {
+        part: (jnp.asarray(getattr(data, f"{part}_images")), jnp.asarray(getattr(data, f"{part}_labels")))
+        for part in ("train", "validation", "test")
+    }
+    images, labels = parts["train"]
+
+    @jax.jit
+    @jax.vmap
+    def draw(index):
+        weights, order = jax.random.split(jax.random.fold_in(_run.key_for(config.seed, "replica"), index))
+        shape = (config.num_gradients, config.batch_size)
+        return network.init(weights, images[:1]), jax.random.randint(order, shape, 0, len(labels))
+
+    return Replicas(*draw(jnp.arange(config.num_seeds)), **parts)
+
+
+def make_update(method: Method, network: Network):
+    """One update of one replica: ``(state, rate, minibatches, train) -> state``."""
+    gradient = jax.grad(functools.partial(loss, network))
+
+    def update(state, rate, minibatches, train):
         params, opt_state, average, count = state
         tx = optax.with_extra_args_support(method.make(rate))
-        gradient = jax.grad(functools.partial(loss, network))
 
         def at(p, step, chain):
-            number = (count * method.num_steps + step) * method.num_chains + chain
-            return gradient(p, *minibatch(key, number, data))
+            chosen = minibatches[(count * method.num_steps + step) * method.num_chains + chain]
+            return gradient(p, train[0][chosen], train[1][chosen])
 
         extra = {}
         if method.name == "SAM":  # takes its first gradient as an argument and asks for the second
@@ -190,46 +244,37 @@ def make_update(method: Method, network: Network, config: Config):
     return update
 
 
-def train(method: Method, network: Network, data: _datasets.Dataset, config: Config, session) -> _run.Arrays:
+def train(method: Method, network: Network, replicas: Replicas, config: Config, session) -> _run.Arrays:
     """All learning rates and seeds of a method in one batched program: curves [report, rate, seed] and seconds."""
-    train_set, validation_set, test_set = (
-        (jnp.asarray(getattr(data, f"{part}_images")), jnp.asarray(getattr(data, f"{part}_labels")))
-        for part in ("train", "validation", "test")
-    )
-    update = make_update(method, network, config)
+    update = make_update(method, network)
     num_reports = config.num_gradients // config.report_every
 
-    def start(rate, key):
-        params = network.init(jax.random.fold_in(key, 1), train_set[0][:1])
+    def start(rate, params):
         average = None if method.average is None else params
         return params, method.make(rate).init(params), average, jnp.zeros([], jnp.int32)
 
-    def interval(state, rate, key, train_set, validation_set, test_set):
-        step = lambda state, _: (update(state, rate, key, train_set), None)
+    def advance(state, rate, minibatches, train, validation, test):
+        step = lambda state, _: (update(state, rate, minibatches, train), None)
         state, _ = jax.lax.scan(step, state, length=config.report_every // method.gradients_per_update)
         params = state[0] if method.average is None else state[2]
         return state, {
-            "train_loss": loss(network, params, *train_set),
-            "validation_error": error(network, params, *validation_set),
-            "test_error": error(network, params, *test_set),
+            "train_loss": loss(network, params, *train),
+            "validation_error": error(network, params, *validation),
+            "test_error": error(network, params, *test),
         }
 
-    grid = lambda f, data_axes: jax.vmap(jax.vmap(f, (0, None, 0, *data_axes)), (0, 0, None, *data_axes))
     rates = jnp.asarray(config.learning_rates, jnp.float32)
-    keys = jax.vmap(lambda i: jax.random.fold_in(_run.key_for(config.seed, "replica"), i))(
-        jnp.arange(config.num_seeds)
-    )
-    initial = jax.jit(jax.vmap(jax.vmap(start, (None, 0)), (0, None)))(rates, keys)
-    compiled = jax.jit(grid(interval, (None,) * 3), donate_argnums=0)
-    compiled = compiled.lower(initial, rates, keys, train_set, validation_set, test_set).compile()
+    state = jax.jit(jax.vmap(jax.vmap(start, (None, 0)), (0, None)))(rates, replicas.params)
+    over_seeds = jax.vmap(advance, (0, None, 0, None, None, None))
+    over_both = jax.vmap(over_seeds, (0, 0, None, None, None, None))
+    arguments = (rates, *replicas[1:])
+    compiled = jax.jit(over_both, donate_argnums=0).lower(state, *arguments).compile()
 
     with session.progress(method.name, config.num_gradients) as meter:
 
         def body(state, _):
             begin = time.perf_counter()
-            state, report = jax.block_until_ready(
-                compiled(state, rates, keys, train_set, validation_set, test_set)
-            )
+            state, report = jax.block_until_ready(compiled(state, *arguments))
             seconds = time.perf_counter() - begin
             report = jax.device_get(report)
             meter.advance(
@@ -237,7 +282,7 @@ def train(method: Method, network: Network, data: _datasets.Dataset, config: Con
             )
             return state, report | {"seconds": np.float64(seconds)}
 
-        return session.scan(method.name, body, initial, num_reports)[1]
+        return session.scan(method.name, body, state, num_reports)[1]
 
 
 def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Arrays:
@@ -254,8 +299,9 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
                 f"multiple of the {method.gradients_per_update} gradients of an update of {method.name}."
             )
             raise ValueError(msg)
-    data = _datasets.digits(validation=0.2, test=0.3, seed=config.seed)
-    curves = [train(method, Network(config.width), data, config, session) for method in compared]
+    network = Network(config.width)
+    replicas = make_replicas(network, config)
+    curves = [train(method, network, replicas, config, session) for method in compared]
     reports = config.num_gradients // config.report_every
     return {
         "method": np.array([method.name for method in compared]),

@@ -18,7 +18,7 @@ def local_entropy_gradient(
     smoothing_time: ScalarOrSchedule,
     inner_learning_rate: ScalarOrSchedule,
     *,
-    temperature: ScalarOrSchedule = 1e-4,
+    temperature: ScalarOrSchedule = 1e-8,
     num_steps: int = 20,
     num_chains: int = 1,
     averaging: float | None = None,
@@ -73,8 +73,10 @@ def local_entropy_gradient(
             ``grad_fn``, and for params that are not real and floating or are masked; the message names it.
 
     Good values:
-        ε the learning rate that suits plain SGD; t from L·ε/4 to L·ε/2; outer step h ≤ t. One ``MultiSteps``
-        around it would run all L·K gradients at every mini-step: accumulate inside ``grad_fn`` instead.
+        ε the learning rate that suits plain SGD; t from L·ε/4 to L·ε/2 (with ε/(1 − m) for ε if there is inner
+        momentum); outer step h ≤ t. In flat directions the particles spread by √(T·t) in every coordinate: keep that
+        well below the size of a weight; the default is the temperature of the published code. ``optax.MultiSteps``
+        around it would run all gradients at every mini-step: accumulate inside ``grad_fn`` instead.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxopt_pde
@@ -118,7 +120,7 @@ def entropy_sgd(
     momentum: float | None = None,
     nesterov: bool = False,
     weight_decay: ScalarOrSchedule = 0.0,
-    temperature: ScalarOrSchedule = 1e-4,
+    temperature: ScalarOrSchedule = 1e-8,
     num_steps: int = 20,
     num_chains: int = 1,
     averaging: float | None = None,

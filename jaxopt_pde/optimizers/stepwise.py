@@ -46,7 +46,7 @@ def entropy_sgd_stepwise(
     smoothing_time: ScalarOrSchedule,
     inner_learning_rate: ScalarOrSchedule,
     *,
-    temperature: ScalarOrSchedule = 1e-4,
+    temperature: ScalarOrSchedule = 1e-8,
     num_steps: int = 20,
     averaging: float | None = None,
     burn_in: int | None = None,

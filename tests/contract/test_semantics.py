@@ -251,7 +251,7 @@ def test_the_variance_of_the_estimate_falls_as_one_over_chains(estimator, noise)
 
 
 @every
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.floats(-3, 3), st.floats(-3, 3))
 def test_units_of_loss_and_params_do_not_matter(name, log_loss, log_param):
     """f → c f, x → s x with t → s²/c t, ε → s²/c ε, h → s²/c h, T → c T: the trajectory scales by s."""

@@ -91,9 +91,11 @@ def measure(num_chains, num_steps, x, repeats=60, **options):
     return np.sqrt(errors.mean()) / np.linalg.norm(exact), smoothed
 
 
-@pytest.mark.parametrize(("num_chains", "num_steps"), BUDGET)
-@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
-def test_rmse_at_400_gradients_is_that_of_the_chains_own_theory(num_chains, num_steps, noise, x64):
+@pytest.mark.parametrize(
+    ("noise", "num_chains", "num_steps"),
+    [*(("gaussian", *split) for split in BUDGET), ("rademacher", 20, 20), ("rademacher", 100, 4)],
+)
+def test_rmse_at_400_gradients_is_that_of_the_chains_own_theory(noise, num_chains, num_steps, x64):
     """Every estimator at every split of 400 gradients into chains and steps, within 10 %: 60 repeats, seeds 100-159."""
     x = 0.25 * np.ones(50)
     theory = Chain(LAM, x, 1.0, 1 / 50, 0.1, num_steps)
@@ -170,7 +172,7 @@ def test_the_particles_have_the_variance_of_the_gibbs_density(momentum, noise, x
 
 
 def test_minibatch_noise_adds_half_the_step_times_its_variance_to_the_temperature(x64):
-    """With gradient covariance C the temperature is in effect T + εC/2: the variance of the particles is (T + εC/2)/(M (1 − εM/2))."""
+    """With gradient covariance C the temperature is in effect T + εC/2, and the variance that over M (1 − εM/2)."""
     step_size, temperature, noise = 0.1, 0.02, 0.7
     smoothed = langevin(
         lambda y, step: 2.0 * y + jnp.sqrt(noise) * jax.random.normal(step.key, y.shape), jnp.zeros(1),
