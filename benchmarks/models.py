@@ -11,21 +11,18 @@ idle machine: beside other busy processes PyTorch's threads wait for each other,
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import paired
 from flax import linen as nn
 
 from jaxopt_pde.models import MLP, AllCNN, LeNet
@@ -37,8 +34,6 @@ try:
 except ImportError as error:
     print(f'{error}. Install with: pip install -e ".[benchmarks]"', file=sys.stderr)
     sys.exit(2)
-
-Run = Callable[[], Any]
 
 
 class Comparison(NamedTuple):
@@ -129,7 +124,7 @@ MLP100 = Comparison("MLP(100)", (28, 28, 1), 128, 100, {"jaxopt_pde": MLP((100,)
 ALLCNN = Comparison("AllCNN", (32, 32, 3), 32, 2, {"jaxopt_pde": AllCNN()}, torch_allcnn)
 
 
-def jax_run(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[Run, int]:
+def jax_run(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[paired.Run, int]:
     """A call that sums the gradients of all batches, and the number of parameters."""
     init = jax.jit(model.init, static_argnames="train")
     variables = init(jax.random.key(0), images[0], train=False)
@@ -164,7 +159,7 @@ def jax_run(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[R
     ), parameters
 
 
-def torch_run(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[Run, int]:
+def torch_run(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> tuple[paired.Run, int]:
     """The same in PyTorch, which accumulates in ``.grad``; images channels first, as PyTorch has them."""
     batches = [
         (torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 1))), torch.from_numpy(label).long())
@@ -179,18 +174,6 @@ def torch_run(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray) 
     return run, sum(parameter.numel() for parameter in network.parameters())
 
 
-def interleave(runs: dict[str, Run], repetitions: int) -> dict[str, np.ndarray]:
-    """Seconds [repetitions, 2] (wall, CPU of the process) of every run, after two runs to warm up."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for repetition in range(-2, repetitions):
-        for name in list(runs) if repetition % 2 == 0 else reversed(runs):
-            wall, cpu = time.perf_counter(), time.process_time()
-            runs[name]()
-            if repetition >= 0:
-                seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {name: np.asarray(values) for name, values in seconds.items()}
-
-
 def rows(comparison: Comparison, repetitions: int) -> list[dict[str, Any]]:
     """Times and ratios of every form of one network."""
     random = np.random.default_rng(0)
@@ -203,7 +186,7 @@ def rows(comparison: Comparison, repetitions: int) -> list[dict[str, Any]]:
     if len(set(sizes.values())) > 1:
         msg = f"{comparison.name}: the forms differ in their number of parameters: {sizes}"
         raise AssertionError(msg)
-    seconds = interleave({name: run for name, (run, _) in forms.items()}, repetitions)
+    seconds = paired.interleave({name: run for name, (run, _) in forms.items()}, repetitions)
     result = []
     for name, values in seconds.items():
         row = {"network": comparison.name, "form": name, "parameters": sizes[name]}
@@ -217,33 +200,11 @@ def rows(comparison: Comparison, repetitions: int) -> list[dict[str, Any]]:
     return result
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """Where and when the numbers were taken."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": models[0] if models else platform.processor() or platform.machine(),
-        "threads": threads,
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "flax": flax.__version__,
-            "torch": torch.__version__,
-        },
-    }
-
-
 def table(results: list[dict[str, Any]], where: dict[str, Any]) -> rich.table.Table:
     """The rows as they are read."""
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    load = "unknown" if where["load_average"] is None else f"{where['load_average']:.1f}"
     result = rich.table.Table(
         title="One gradient; ratios to torch: median \\[least, greatest]",
-        caption=f"{where['device']}, {where['threads']} threads, load average at start {load}; {versions}; "
-        f"{where['date']}",
+        caption=paired.caption(where),
     )
     for heading in ("network", "form", "parameters", "batch", "wall ms", "CPU ms", "images/s"):
         result.add_column(heading, justify="left" if heading in ("network", "form") else "right")
@@ -277,7 +238,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(threads)
-    where = environment(threads)
+    where = paired.environment(("jax", "flax", "torch"))
     results = []
     for comparison in (LENET, MLP100, *([ALLCNN] if arguments.allcnn else [])):
         results += rows(comparison, arguments.repetitions)

@@ -1,8 +1,12 @@
 """One session-wide setting: strict ranks, and eight CPU devices so that meshes can be tested anywhere."""
 
+import hypothesis
 import jax
 import pytest
 
+# Compiling takes what it takes, and a failure must come back on the next run.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
