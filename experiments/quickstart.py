@@ -6,13 +6,10 @@ takes L·K, the steps of its inner loop times its chains. Learning rates come fr
 method's own by its validation error; test errors are reported for that rate only. The n-th gradient of a seed
 uses the same minibatch in every method. All seeds and rates run batched in one program per method.
 
-What is compared:
-
-* SGD with Nesterov momentum 0.9, learning rate decayed by a cosine to 0;
-* Adam, the same decay;
-* SAM over that SGD, radius 0.05 (`optax.contrib.sam`);
-* SGD with constant rate, evaluated at an exponential average of its weights;
-* Entropy-SGD with one chain and with four: `x ← ⟨y⟩`, the mean of the particles (outer step h = t).
+What is compared: SGD with Nesterov momentum 0.9, its learning rate decayed by a cosine to 0; Adam with the same
+decay; SAM over that SGD with radius 0.05 (``optax.contrib.sam``); SGD with a constant rate, evaluated at an
+exponential average of its weights; Entropy-SGD with one chain and with four, whose outer step ``h = t`` moves the
+weights to the mean of the particles.
 """
 
 import dataclasses

@@ -135,47 +135,26 @@ def entropy_sgd_stepwise(
             outer=outer.init(params),
         )
 
-    def advance(gradient, state: StepwiseState, params):
-        """Anchor, new particle, mean and velocity after one inner step, in the accumulator dtype."""
-        fresh = state.inner_count == 0
-        adopt = lambda held, held_at_start: jax.tree.map(
-            lambda h, s: jnp.where(fresh, s.astype(h.dtype), h), held, held_at_start
-        )
-        anchor, mean = adopt(state.anchor, params), adopt(state.mean, params)
-        velocity = None if not heavy else adopt(state.velocity, optax.tree.zeros_like(state.velocity))
-        scalars = _kernel.step_scalars(
-            smoothing_time=evaluate(smoothing_time, state.outer_count),
-            temperature=evaluate(temperature, state.outer_count),
-            step_size=evaluate(inner_learning_rate, state.outer_count),
-            momentum=inner_momentum,
-            dtype=_kernel.scalar_dtype(mean),
-        )
-        outer_key = jax.random.fold_in(state.key, state.outer_count)
-        noise_key, _ = _kernel.inner_keys(outer_key, state.inner_count, jnp.zeros([], jnp.int32))
-        xi = _noise.draw_noise(noise_key, mean, noise) if heated else None
-        position, wide_anchor = (optax.tree.cast_like(tree, mean) for tree in (params, anchor))
-        moved, moved_velocity = _kernel.langevin_step(position, velocity, gradient, wide_anchor, xi, scalars)
-        # A gradient that is not finite moves nothing: a select keeps it out of every tree.
-        finite = all_finite(gradient)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        moved, velocity = keep(moved, position), keep(moved_velocity, velocity)
-        weight = _kernel.averaging_weight(
-            state.inner_count, settings.averaging, settings.burn_in, scalars.step_size.dtype
-        )
-        mean = _kernel.update_mean(mean, moved, weight)
-        return anchor, moved, mean, velocity, scalars.inverse_time, finite
-
     def update(updates, state, params=None, **extra_args):
         if params is None:
             msg = "entropy_sgd_stepwise needs params: call tx.update(grads, state, params)."
             raise ValueError(msg)
         _validate.check_float_tree("params", params, allow_masked=True)
         _validate.check_same_tree("updates", updates, params)
-        anchor, moved, mean, velocity, inverse_time, finite = advance(updates, state, params)
+        scalars = _kernel.step_scalars(
+            smoothing_time=evaluate(smoothing_time, state.outer_count),
+            temperature=evaluate(temperature, state.outer_count),
+            step_size=evaluate(inner_learning_rate, state.outer_count),
+            momentum=inner_momentum,
+            dtype=_kernel.scalar_dtype(state.mean),
+        )
+        anchor, moved, mean, velocity, finite = _advance(
+            updates, state, params, scalars, settings, heated=heated
+        )
 
         def outer_step():
             gradient = jax.tree.map(
-                lambda x, m: ((x.astype(m.dtype) - m) * inverse_time.astype(m.dtype)).astype(x.dtype),
+                lambda x, m: ((x.astype(m.dtype) - m) * scalars.inverse_time.astype(m.dtype)).astype(x.dtype),
                 anchor,
                 mean,
             )
@@ -202,3 +181,44 @@ def entropy_sgd_stepwise(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _advance(
+    gradient: Params,
+    state: StepwiseState,
+    params: Params,
+    scalars: _kernel.StepScalars,
+    settings: LangevinSettings,
+    *,
+    heated: bool,
+) -> tuple[Params, Params, Params, Params | None, Array]:
+    """Anchor, new particle, mean and velocity after one inner step, and whether the step was finite.
+
+    All but the anchor are in the accumulator dtype. A step that is not finite leaves the particle where it was.
+    """
+    fresh = state.inner_count == 0
+
+    def adopt(held, at_start):
+        return jax.tree.map(lambda h, s: jnp.where(fresh, s.astype(h.dtype), h), held, at_start)
+
+    anchor, mean = adopt(state.anchor, params), adopt(state.mean, params)
+    velocity = state.velocity
+    if velocity is not None:
+        velocity = adopt(velocity, optax.tree.zeros_like(velocity))
+    noise = None
+    if heated:
+        outer_key = jax.random.fold_in(state.key, state.outer_count)
+        noise_key, _ = _kernel.inner_keys(outer_key, state.inner_count, jnp.zeros([], jnp.int32))
+        noise = _noise.draw_noise(noise_key, mean, settings.noise)
+    position, wide_anchor = (optax.tree.cast_like(tree, mean) for tree in (params, anchor))
+    moved, new_velocity = _kernel.langevin_step(position, velocity, gradient, wide_anchor, noise, scalars)
+    finite = all_finite(moved)  # not finite if the gradient is not, or if the step overflows
+
+    def keep(new, old):  # a select, which lets no NaN through
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    moved, velocity = keep(moved, position), keep(new_velocity, velocity)
+    weight = _kernel.averaging_weight(
+        state.inner_count, settings.averaging, settings.burn_in, scalars.step_size.dtype
+    )
+    return anchor, moved, _kernel.update_mean(mean, moved, weight), velocity, finite
