@@ -5,8 +5,10 @@ Train on the relaxed loss u(x, t), the solution of the viscous Hamilton-Jacobi e
     u_t + ½|∇u|² = (T/2) Δu,     u(x, 0) = f(x),
 
 with optax transformations: :func:`entropy_sgd` and its relatives. ``jaxopt_pde.smoothing`` has the
-estimators of ∇u as plain functions, ``jaxopt_pde.models`` (needs Flax, import it by name) the networks.
+estimators of ∇u as plain functions, ``jaxopt_pde.models`` (imports Flax, on first use) the networks.
 """
+
+import importlib as _importlib
 
 from . import optimizers as optimizers
 from . import smoothing as smoothing
@@ -18,3 +20,10 @@ from .optimizers import __all__ as _optimizers
 __version__ = "0.1.0"
 
 __all__ = ["InnerStep", "Smoothed", "optimizers", "smoothing", *_optimizers]
+
+
+def __getattr__(name: str):
+    if name == "models":  # Flax takes longer to import than all the rest
+        return _importlib.import_module(".models", __name__)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

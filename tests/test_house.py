@@ -70,6 +70,9 @@ def test_the_package_needs_neither_flax_nor_matplotlib_to_import():
         "sys.exit(', '.join(new & {'flax', 'matplotlib', 'sklearn', 'chex', 'orbax'}) or 0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", "import jaxopt_pde; jaxopt_pde.models.LeNet"], check=True, cwd=ROOT)
+    with pytest.raises(AttributeError, match="'jaxopt_pde' has no attribute 'nothing'"):
+        jaxopt_pde.nothing  # noqa: B018
 
 
 def blocks(document, language):

@@ -200,7 +200,7 @@ def entropy_sgd(
         >>> params = jnp.zeros(3)
         >>> opt_state = tx.init(params)
         >>> for i in range(5):
-        ...     batches = jax.random.normal(jax.random.key(i), (20, 2, 8, 3)) + jnp.array([3.0, 0.0, 0.0])
+        ...     batches = jax.random.normal(jax.random.key(i), (20, 2, 8, 3)).at[..., 0].add(3.0)
         ...     params, opt_state = train_step(params, opt_state, batches)
         >>> print(jnp.abs(params - jnp.array([0.3, 0.0, 0.0])).max() < 0.05)
         True

@@ -117,6 +117,18 @@ def test_injected_hyperparameters_change_nothing(name):
 
 
 @every
+def test_optax_inject_hyperparams_needs_only_the_loop_lengths_static(name):
+    """Everything else, key and inner momentum included, may arrive traced."""
+    entry, (params, grad_fn, _) = ZOO[name], parabola()
+    static = {"num_steps", "num_chains", "outer", "accumulator_dtype", "averaging", "momentum"}
+    static &= set(entry.factory.__annotations__)
+    injected = entry.outer(optax.inject_hyperparams(entry.factory, static_args=static)(**entry.arguments))
+    expected, _ = train(entry, entry.make(), params, grad_fn, 25)
+    reached, _ = train(entry, injected, params, grad_fn, 25)
+    chex.assert_trees_all_close(reached, expected, rtol=1e-5, atol=1e-6)
+
+
+@every
 def test_injected_hyperparameters_are_read_from_the_state(name):
     """Setting the smoothing time in the state has the effect of constructing with it."""
     entry, (params, grad_fn, _) = ZOO[name], parabola()
