@@ -294,7 +294,8 @@ def report(results_dir: Path, console: rich.console.Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    console = rich.console.Console()
+    # A pipe has no width of its own, and 80 columns would break the cells of a table.
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     try:
         match parse(sys.argv[1:] if arguments is None else arguments):
             case List():
