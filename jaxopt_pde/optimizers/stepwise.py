@@ -159,16 +159,12 @@ def entropy_sgd_stepwise(
                 mean,
             )
             step, outer_state = outer.update(gradient, state.outer, anchor, **extra_args)
-            jump = jax.tree.map(lambda x, u, y: (x - y + u).astype(x.dtype), anchor, step, params)
-            return jump, outer_state
-
-        def inner_step():
-            return jax.tree.map(
-                lambda new, y: (new - y.astype(new.dtype)).astype(y.dtype), moved, params
-            ), state.outer
+            return _difference(jax.tree.map(jnp.add, anchor, step), params), outer_state
 
         last = state.inner_count == num_steps - 1
-        emitted, outer_state = jax.lax.cond(last, outer_step, inner_step)
+        emitted, outer_state = jax.lax.cond(
+            last, outer_step, lambda: (_difference(moved, params), state.outer)
+        )
         return emitted, StepwiseState(
             jnp.where(last, optax.safe_increment(state.outer_count), state.outer_count),
             jnp.where(last, 0, state.inner_count + 1),
@@ -181,6 +177,11 @@ def entropy_sgd_stepwise(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _difference(new: Params, params: Params) -> Params:
+    """The update that takes ``params`` to ``new``, in the dtype of ``params``."""
+    return jax.tree.map(lambda n, p: (n - p.astype(n.dtype)).astype(p.dtype), new, params)
 
 
 def _advance(

@@ -3,7 +3,7 @@
 Two laws give the Euler scheme the same weak order 1, because they agree in the first three moments
 (0, 1, 0), which is all that order asks for (Kloeden & Platen 1992, section 14.1):
 
-* ``"gaussian"``: the increments of the Langevin equation itself; 11 ns a number on a CPU.
+* ``"gaussian"``: the increments of the Langevin equation itself.
 * ``"rademacher"``: ±1 with probability ½ each, one random bit a number where a Gaussian takes 32.
 """
 
