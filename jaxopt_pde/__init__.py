@@ -5,12 +5,15 @@ Train on the relaxed loss u(x, t), the solution of the viscous Hamilton-Jacobi e
     u_t + ½|∇u|² = (T/2) Δu,     u(x, 0) = f(x),
 
 with optax transformations: :func:`entropy_sgd` and its relatives. ``jaxopt_pde.smoothing`` has the
-estimators of ∇u as plain functions, ``jaxopt_pde.models`` (imports Flax, on first use) the networks.
+estimators of ∇u as plain functions, ``jaxopt_pde.pde`` the solvers on grids in 1-D to 3-D,
+``jaxopt_pde.problems`` test functions, ``jaxopt_pde.models`` (imports Flax, on first use) the networks.
 """
 
 import importlib as _importlib
 
 from . import optimizers as optimizers
+from . import pde as pde
+from . import problems as problems
 from . import smoothing as smoothing
 from ._typing import InnerStep as InnerStep
 from ._typing import Smoothed as Smoothed
@@ -19,7 +22,7 @@ from .optimizers import __all__ as _optimizers
 
 __version__ = "0.1.0"
 
-__all__ = ["InnerStep", "Smoothed", "optimizers", "smoothing", *_optimizers]
+__all__ = ["InnerStep", "Smoothed", "optimizers", "pde", "problems", "smoothing", *_optimizers]
 
 
 def __getattr__(name: str):

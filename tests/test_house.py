@@ -1,5 +1,6 @@
 """The house rules: floors, file lengths, documented public names, a light import, a README whose code runs."""
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -40,7 +41,7 @@ def test_files_have_one_idea(path):
 
 
 def public_callables():
-    for module in (jaxopt_pde, jaxopt_pde.smoothing):
+    for module in (jaxopt_pde, jaxopt_pde.smoothing, jaxopt_pde.pde, jaxopt_pde.problems):
         for name in module.__all__:
             value = getattr(module, name)
             if callable(value) and not inspect.ismodule(value):
@@ -53,7 +54,8 @@ def test_public_names_are_documented(value):
     text = inspect.getdoc(value)
     assert text
     if inspect.isclass(value):
-        for field in value._fields:
+        fields = getattr(value, "_fields", None) or [field.name for field in dataclasses.fields(value)]
+        for field in fields:
             assert re.search(rf"^\s+{field}: ", text, re.MULTILINE), field
         return
     for argument in inspect.signature(value).parameters:
