@@ -1,3 +1,21 @@
 """Solvers on grids in one to three dimensions: Hamilton-Jacobi equations and total variation."""
 
-__all__: list[str] = []
+from .cole_hopf import gaussian_convolution as gaussian_convolution
+from .grid import Grid as Grid
+from .grid import pad as pad
+from .hamilton_jacobi import solve_hamilton_jacobi as solve_hamilton_jacobi
+from .inf_convolution import inf_convolution as inf_convolution
+from .solution import Solution as Solution
+from .stencils import laplacian as laplacian
+from .stencils import numerical_hamiltonian as numerical_hamiltonian
+
+__all__ = [
+    "Grid",
+    "Solution",
+    "gaussian_convolution",
+    "inf_convolution",
+    "laplacian",
+    "numerical_hamiltonian",
+    "pad",
+    "solve_hamilton_jacobi",
+]
