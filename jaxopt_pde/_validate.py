@@ -18,11 +18,13 @@ __all__ = [
     "as_key",
     "check_choice",
     "check_count",
+    "check_float_dtype",
     "check_float_tree",
     "check_fraction",
     "check_nonnegative",
     "check_positive",
     "check_same_tree",
+    "check_scalar_output",
     "is_static_zero",
 ]
 
@@ -89,6 +91,13 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
         raise ValueError(msg)
 
 
+def check_float_dtype(name: str, dtype: Any) -> None:
+    """Raises unless ``dtype`` is None or a floating dtype."""
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        msg = f"{name} must be a floating dtype, got {dtype!r}."
+        raise TypeError(msg)
+
+
 def is_static_zero(value: Any) -> bool:
     """Whether ``value`` is a concrete number equal to 0, so that what it scales can be left out."""
     return _is_number(value) and value == 0
@@ -113,7 +122,7 @@ def check_float_tree(name: str, tree: Any, *, allow_masked: bool = False) -> Non
             leaf = np.asarray(leaf)
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             msg = (
-                f"{where} is complex ({leaf.dtype}): Langevin steps are defined for real parameters. Pass the "
+                f"{where} is complex ({leaf.dtype}): the relaxation is defined for real parameters. Pass the "
                 "real and imaginary parts as two real leaves and join them inside the loss."
             )
             raise TypeError(msg)
@@ -141,6 +150,13 @@ def check_same_tree(name: str, got: Any, expected: Any) -> None:
                 f"params have {jnp.shape(other)} there."
             )
             raise ValueError(msg)
+
+
+def check_scalar_output(name: str, got: Any) -> None:
+    """Raises unless the loss called ``name`` gave one number."""
+    if jnp.shape(got) != ():
+        msg = f"{name} must return a scalar loss, got shape {jnp.shape(got)}: take the mean over examples."
+        raise ValueError(msg)
 
 
 def as_key(key: Any) -> jax.Array:

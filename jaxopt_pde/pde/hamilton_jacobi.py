@@ -80,8 +80,9 @@ def solve_hamilton_jacobi(
         scheme: ``"auto"``, ``"exact"``, or one of the table.
         hamiltonian: convex H(p [d]) -> scalar, jittable; None means ½|p|².
         diffusion: ``"explicit"``: Δu in the same step, which then scales as Δx²/T. ``"exponential"``: the heat
-            semigroup as one dense product an axis, split from H (Strang: second order in time), no step limit.
-            ``"auto"``: exponential where explicit steps would be more than 20 times those H needs, or more than ``max_steps``.
+            semigroup as one dense product an axis, split from H (Strang, second order in time), no step limit.
+            ``"auto"``: exponential where explicit steps would be more than 20 times those H needs or more than
+            ``max_steps``.
         cfl: fraction of the stable step, in (0, 1].
         max_steps: bound on the number of steps, static. It costs nothing where it is not reached.
 

@@ -2,6 +2,20 @@
 
 from .._typing import InnerStep as InnerStep
 from .._typing import Smoothed as Smoothed
+from .cole_hopf import cole_hopf as cole_hopf
+from .gaussian import gaussian as gaussian
+from .heat import heat as heat
+from .hopf_lax import hopf_lax as hopf_lax
 from .langevin import langevin as langevin
+from .quadrature import quadrature as quadrature
 
-__all__ = ["InnerStep", "Smoothed", "langevin"]
+__all__ = [
+    "InnerStep",
+    "Smoothed",
+    "cole_hopf",
+    "gaussian",
+    "heat",
+    "hopf_lax",
+    "langevin",
+    "quadrature",
+]
