@@ -18,7 +18,7 @@ def interpolate(
 
     Piecewise cubic along each axis, continuously differentiable; for smooth functions the value is fourth order and
     the gradient third order in the spacing. Outside the box the function is wrapped (periodic), reflected
-    (Neumann) or goes on linearly (extrapolate).
+    (Neumann) or goes on linearly along each axis (extrapolate).
 
     Args:
         values: grid function, [*shape].
@@ -31,7 +31,7 @@ def interpolate(
     padded = values
     for axis, boundary in enumerate(grid.boundary):
         padded = pad(padded, axis, _GHOSTS, boundary)
-    inside, overshoot, starts, weights, slopes = [], [], [], [], []
+    inside, starts, weights, slopes = [], [], [], []
     for axis, (low, dx, n, boundary) in enumerate(
         zip(grid.lower, grid.spacing, grid.shape, grid.boundary, strict=True)
     ):
@@ -39,10 +39,11 @@ def interpolate(
         folded, sign = _fold(steps, n, boundary)
         cell = jnp.clip(jnp.floor(jax.lax.stop_gradient(folded)), 0, n - (1 if boundary == "periodic" else 2))
         inside.append(sign / dx)
-        overshoot.append(point[axis] - (low + jnp.clip(steps, 0, n - 1) * dx))
         starts.append(cell.astype(jnp.int32) + _GHOSTS - 2)
-        weights.append(_weights(folded - cell))
-        slopes.append(_slopes(folded - cell))
+        slope = _slopes(folded - cell)
+        overshoot = steps - folded if boundary == "extrapolate" else 0.0
+        weights.append(_weights(folded - cell) + overshoot * slope)
+        slopes.append(slope)
     window = jax.lax.dynamic_slice(padded, starts, (6,) * grid.ndim)
     value = _contract(window, weights)
     gradient = jnp.stack(
@@ -51,9 +52,6 @@ def interpolate(
             for axis in range(grid.ndim)
         ]
     )
-    for axis, boundary in enumerate(grid.boundary):
-        if boundary == "extrapolate":
-            value = value + gradient[axis] * overshoot[axis]
     return value, gradient
 
 
