@@ -23,6 +23,7 @@ class Entry(NamedTuple):
         multi_gradient: takes ``grad_fn`` (else one gradient an update).
         outer: wraps the factory's result, for factories that emit a gradient.
         rosenbrock: whether it claims to reach Rosenbrock's minimiser, with these arguments.
+        loop: the argument that counts the gradients of one update (of one chain).
     """
 
     factory: Callable[..., optax.GradientTransformation]
@@ -30,9 +31,23 @@ class Entry(NamedTuple):
     multi_gradient: bool
     outer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda tx: tx
     rosenbrock: dict[str, Any] | None = None
+    loop: str = "num_steps"
 
     def make(self, **changes) -> optax.GradientTransformationExtraArgs:
         return self.outer(self.factory(**{**self.arguments, **changes}))
+
+    @property
+    def gradients(self) -> int:
+        """Gradients of one update (of one chain)."""
+        return self.arguments[self.loop]
+
+    def count(self, number: int) -> dict[str, int]:
+        """``number`` as the argument that counts gradients; twice that where they come in pairs."""
+        return {self.loop: 2 * number if self.arguments.get("antithetic") else number}
+
+    def heated(self, temperature: float) -> dict[str, float]:
+        """The temperature as an argument, or nothing for a method without noise of its own."""
+        return {"temperature": temperature} if "temperature" in self.factory.__annotations__ else {}
 
 
 _INNER = {"smoothing_time": 1.0, "inner_learning_rate": 0.1, "temperature": 1e-8, "num_steps": 10}
@@ -95,6 +110,52 @@ ZOO = {
         {"outer": optax.adam(0.05), **_INNER, "inner_momentum": 0.3, "averaging": 0.25},
         False,
     ),
+    "heat_sgd": Entry(
+        jaxopt_pde.heat_sgd,
+        {
+            "learning_rate": 0.5,
+            "smoothing_time": 1.0,
+            "temperature": 1e-8,
+            "num_samples": 10,
+            "antithetic": True,
+        },
+        True,
+        rosenbrock={"learning_rate": 1e-3, "momentum": 0.9},
+        loop="num_samples",
+    ),
+    "heat_sgd-single": Entry(
+        jaxopt_pde.heat_sgd,
+        {
+            "learning_rate": 0.3,
+            "smoothing_time": 1.0,
+            "temperature": 1e-8,
+            "num_samples": 5,
+            "antithetic": False,
+            "momentum": 0.5,
+            "nesterov": True,
+            "noise": "rademacher",
+        },
+        True,
+        loop="num_samples",
+    ),
+    "hopf_lax_sgd": Entry(
+        jaxopt_pde.hopf_lax_sgd,
+        {"learning_rate": 0.2, "smoothing_time": 0.2, "num_steps": 10},
+        True,
+    ),
+    "hopf_lax_sgd-proximal": Entry(
+        jaxopt_pde.hopf_lax_sgd,
+        {
+            "learning_rate": 0.5,
+            "smoothing_time": 1.0,
+            "inner_learning_rate": 0.1,
+            "num_steps": 10,
+            "inner_momentum": 0.3,
+            "inner_nesterov": True,
+        },
+        True,
+        rosenbrock={**_FINE, "learning_rate": 0.01, "momentum": 0.9, "inner_momentum": 0.0},
+    ),
 }
 
 
@@ -103,21 +164,30 @@ def names(*, multi_gradient: bool | None = None) -> list[str]:
     return [n for n, e in ZOO.items() if multi_gradient is None or e.multi_gradient == multi_gradient]
 
 
-def call(entry: Entry, tx, state, params, grad_fn, **extra):
-    """One update in the entry's own protocol; ``grad_fn(params)`` is a plain gradient."""
+def call(entry: Entry, tx, state, params, grad_fn, *, minibatch_noise=False, **extra):
+    """One update in the entry's own protocol; ``grad_fn(params)`` is a plain gradient.
+
+    ``minibatch_noise`` gives methods without noise of their own a standard normal on every gradient, drawn from
+    ``InnerStep.key``.
+    """
     if entry.multi_gradient:
-        return tx.update(params, state, params, grad_fn=lambda p, step: grad_fn(p), **extra)
+        noisy = minibatch_noise and not entry.heated(1.0)
+
+        def step_grad_fn(p, step):
+            return grad_fn(p) + jax.random.normal(step.key, p.shape, p.dtype) if noisy else grad_fn(p)
+
+        return tx.update(params, state, params, grad_fn=step_grad_fn, **extra)
     return tx.update(grad_fn(params), state, params, **extra)
 
 
-def train(entry: Entry, tx, params, grad_fn, num_updates: int):
+def train(entry: Entry, tx, params, grad_fn, num_updates: int, **extra):
     """``num_updates`` updates in one compiled scan; returns the evaluated params and (params, state)."""
 
     @jax.jit
     def run(params):
         def body(carry, _):
             params, state = carry
-            updates, state = call(entry, tx, state, params, grad_fn)
+            updates, state = call(entry, tx, state, params, grad_fn, **extra)
             return (optax.apply_updates(params, updates), state), None
 
         return jax.lax.scan(body, (params, tx.init(params)), length=num_updates)[0]

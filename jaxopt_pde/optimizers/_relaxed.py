@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 from .. import _validate
 from .._typing import GradFn, Params, Smoothed, ValueFn
 
-__all__ = ["RelaxedState", "all_finite", "evaluate", "relaxed_descent", "skip_where"]
+__all__ = ["RelaxedState", "all_finite", "evaluate", "outer_sgd", "relaxed_descent", "skip_where"]
 
 EstimateFn = Callable[[GradFn, Params, Key[Array, ""], Int[Array, ""]], Smoothed]
 """``(grad_fn, params, key, count) -> Smoothed``; schedules are evaluated at ``count``."""
@@ -79,6 +79,20 @@ def relaxed_descent(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def outer_sgd(
+    learning_rate, momentum, nesterov, weight_decay, accumulator_dtype
+) -> optax.GradientTransformation:
+    """SGD on ∇̂u + λ x: checks the settings, which all ``*_sgd`` of the family share."""
+    _validate.check_nonnegative("learning_rate", learning_rate)
+    _validate.check_nonnegative("weight_decay", weight_decay)
+    if momentum is not None:
+        _validate.check_fraction("momentum", momentum)
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
+    )
 
 
 def skip_where(skip, updates: Params, new_state: Any, old_state: Any) -> tuple[Params, Any]:

@@ -41,9 +41,8 @@ def injectable(
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             msg = f"factory must spell its arguments out, got {factory!r} with {argument}."
             raise ValueError(msg)
-    schedules = {
-        name for name, a in arguments.items() if a.annotation in (ScalarOrSchedule, optax.ScalarOrSchedule)
-    }
+    kinds = (ScalarOrSchedule, ScalarOrSchedule | None, optax.ScalarOrSchedule)
+    schedules = {name for name, a in arguments.items() if a.annotation in kinds}
     if not schedules:
         msg = (
             f"factory annotates no argument as ScalarOrSchedule, so there is nothing to inject: {factory!r}."

@@ -9,7 +9,7 @@ from .. import _validate
 from .._typing import ScalarOrSchedule
 from ..smoothing._noise import NoiseLaw
 from ..smoothing.langevin import Estimator, LangevinSettings, langevin
-from ._relaxed import evaluate, relaxed_descent
+from ._relaxed import evaluate, outer_sgd, relaxed_descent
 
 __all__ = ["check_settings", "descent", "entropy_sgd", "local_entropy_gradient"]
 
@@ -220,17 +220,9 @@ def entropy_sgd(
         chain_sharding,
     )
     check_settings(smoothing_time, inner_learning_rate, temperature, inner_momentum, settings)
-    _validate.check_nonnegative("learning_rate", learning_rate)
-    _validate.check_nonnegative("weight_decay", weight_decay)
-    if momentum is not None:
-        _validate.check_fraction("momentum", momentum)
-    outer = optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
-    )
     return descent(
         "entropy_sgd",
-        outer,
+        outer_sgd(learning_rate, momentum, nesterov, weight_decay, accumulator_dtype),
         (smoothing_time, inner_learning_rate, temperature, inner_momentum),
         settings,
         key,

@@ -21,12 +21,15 @@ from jax.scipy.special import log_ndtr, logsumexp
 from jaxtyping import Array, Float
 
 from .grid import Grid, pad
-from .inf_convolution import Lines, along_axis, signed_distance, tail_slopes
+from .inf_convolution import Lines, along_axis, best_points, signed_distance, tail_slopes
 
 __all__ = ["cole_hopf", "gaussian_convolution"]
 
 _RESOLVED = 2.0
 """Largest curvature·Δx²/T of a peak that the trapezoidal rule resolves: its error there is T·2exp(−2π²/2) ≈ 1e-4 T."""
+
+_TILE = 16
+"""Points summed under one exponential in the logarithmic pass."""
 
 _GREGORY = (9 / 24, 28 / 24, 23 / 24)
 """End weights that keep the trapezoidal rule at fourth order where the integrand is cut off (and are positive)."""
@@ -148,7 +151,6 @@ def _log_wrapped_gaussian(distance, variance, period: float):
 
 def _products_are_safe(initial, grid: Grid, time, temperature):
     """Whether exp(−f/T) keeps its digits on the whole range of f, and every peak is wider than a cell."""
-    reach = 60.0 if jnp.finfo(initial.dtype).bits == 32 else 600.0
     depth = jnp.max(initial) - jnp.min(initial)
     safe = jnp.asarray(True)
     for axis, (dx, boundary) in enumerate(zip(grid.spacing, grid.boundary, strict=True)):
@@ -157,7 +159,7 @@ def _products_are_safe(initial, grid: Grid, time, temperature):
         safe &= curvature * dx**2 <= _RESOLVED / 4 * temperature
         if boundary == "extrapolate":  # a tail that falls outwards goes below min f
             depth = depth + jnp.max(first**2) * time / 2
-    return safe & (depth <= reach * temperature)
+    return safe & (depth <= _reach(initial.dtype) * temperature)
 
 
 def _product(kernel, lines):
@@ -196,44 +198,99 @@ def _by_logarithms(initial, kernels, time, temperature, *, grid: Grid):
 
 
 def _logarithmic_pass(lines: Lines, *, log_kernel, grid: Grid, axis: int, time, temperature) -> Lines:
-    n, dx, boundary = grid.shape[axis], grid.spacing[axis], grid.boundary[axis]
-    exponents = -lines / temperature
+    dx, boundary = grid.spacing[axis], grid.boundary[axis]
     below, above = (part(pad(lines, 0, 1, boundary)) for part in (lambda f: f[:-2], lambda f: f[2:]))
     slope, curvature = (above - below) / (2 * dx), (above - 2 * lines + below) / dx**2 + 1 / time
-    index = jnp.arange(n)
-
-    def peaks_by_laplace(distance, best):
-        """Every grid point next to a minimum of f(y) + (x − y)²/(2t) gives one Gaussian integral."""
-        steep = curvature > 1 / (16 * time)
-        safe_curvature = jnp.where(steep, curvature, 1)
-        tilt = slope - distance / time
-        shift = jnp.clip(-tilt / safe_curvature, -dx, dx)
-        own = steep & (jnp.abs(tilt) <= dx / 2 * safe_curvature) | (index[:, None] == best)
-        least = lines + distance**2 / (2 * time) + jnp.where(steep, (tilt + shift * curvature / 2) * shift, 0)
-        terms = jnp.where(
-            own, -least / temperature - jnp.log(time * jnp.where(steep, curvature, 1 / time)) / 2, -jnp.inf
-        )
-        return -temperature * logsumexp(terms, axis=0)
-
-    @jax.checkpoint  # else the reverse pass keeps n³ exponentials
-    def row(inputs):
-        here, log_weights = inputs
-        terms = exponents + log_weights[:, None]
-        best = jax.lax.stop_gradient(jnp.argmax(terms, axis=0))
-        largest = jax.lax.stop_gradient(jnp.max(terms, axis=0))
-        resolved = -temperature * (jnp.log(jnp.sum(jnp.exp(terms - largest), axis=0)) + largest)
-        narrow = jnp.take_along_axis(curvature, best[None], axis=0)[0] * dx**2 > _RESOLVED * temperature
-        distance = signed_distance(here - index, n, boundary).astype(lines.dtype)[:, None] * dx
-        laplace = jax.lax.cond(
-            jnp.any(narrow), peaks_by_laplace, lambda distance, best: resolved, distance, best
-        )
-        return jnp.where(narrow, laplace, resolved)
-
-    result = jax.lax.map(row, (index, log_kernel))
+    safe = jnp.max(curvature) * dx**2 <= _RESOLVED * temperature
+    safe &= _tiles_are_safe(lines, dx, time, temperature)
+    result = jax.lax.cond(
+        jax.lax.stop_gradient(safe),
+        lambda *arguments: -temperature * _log_sum_by_tiles(-lines / temperature, log_kernel),
+        functools.partial(_by_rows, grid=grid, axis=axis),
+        *(lines, slope, curvature, log_kernel, time, temperature),
+    )
     if boundary == "extrapolate":
         for tail in _log_tails(lines[jnp.array([0, 1, -2, -1])], grid, axis, time, temperature):
             result = -temperature * jnp.logaddexp(-result / temperature, tail)
     return result
+
+
+def _by_rows(
+    lines: Lines, slope, curvature, log_kernel, time, temperature, *, grid: Grid, axis: int
+) -> Lines:
+    """The general pass: one output row at a time, shifted by its largest exponent, narrow peaks by Laplace's method."""
+    n, dx, boundary = grid.shape[axis], grid.spacing[axis], grid.boundary[axis]
+    exponents = -lines / temperature
+    held = jax.lax.stop_gradient((lines, time, temperature, log_kernel, curvature))
+    best = best_points(held[0], dx, held[1], boundary)
+    narrow = jnp.take_along_axis(held[4], best, axis=0) * dx**2 > _RESOLVED * held[2]
+    shift = jnp.take_along_axis(-held[0] / held[2], best, axis=0) + jnp.take_along_axis(held[3], best, axis=1)
+
+    def peaks_by_laplace(here, best):
+        """Every grid point next to a minimum of f(y) + (x − y)²/(2t) gives one Gaussian integral."""
+        index = jnp.arange(n)
+        distance = signed_distance(here - index, n, boundary).astype(lines.dtype)[:, None] * dx
+        steep = curvature > 1 / (16 * time)
+        safe_curvature = jnp.where(steep, curvature, 1)
+        tilt = slope - distance / time
+        move = jnp.where(steep, jnp.clip(-tilt / safe_curvature, -dx, dx), 0)
+        own = (steep & (jnp.abs(tilt) <= dx / 2 * safe_curvature)) | (index[:, None] == best[None])
+        least = lines + distance**2 / (2 * time) + (tilt + move * curvature / 2) * move
+        width = jnp.log(time * jnp.where(steep, curvature, 1 / time)) / 2
+        return -temperature * logsumexp(jnp.where(own, -least / temperature - width, -jnp.inf), axis=0)
+
+    @jax.checkpoint  # else the reverse pass keeps n³ exponentials
+    def row(inputs):
+        here, log_weights, shift, best, narrow = inputs
+        terms = jnp.exp(exponents + log_weights[:, None] - shift[None])
+        resolved = -temperature * (jnp.log(jnp.sum(terms, axis=0)) + shift)
+        laplace = jax.lax.cond(jnp.any(narrow), peaks_by_laplace, lambda here, best: resolved, here, best)
+        return jnp.where(narrow, laplace, resolved)
+
+    return jax.lax.map(row, (jnp.arange(n), log_kernel, shift, best, narrow))
+
+
+def _log_sum_by_tiles(exponents: Lines, log_kernel) -> Lines:
+    """Log of Σ_j exp(exponents_j + log_kernel_ij), with two exponentials for each tile of ``_TILE`` points j.
+
+    Inside a tile exponents and kernel are scaled by their own largest members and meet in a matrix product; the
+    running sum is scaled by the largest such scale so far.
+    """
+    n, lines = exponents.shape
+    missing = -n % _TILE
+    columns = jnp.pad(log_kernel, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+    columns = columns.reshape(n, -1, _TILE).swapaxes(0, 1)
+    rows = jnp.pad(exponents, ((0, missing), (0, 0)), mode="edge").reshape(-1, _TILE, lines)
+
+    @jax.checkpoint
+    def add_tile(carry, tile):
+        total, largest = carry
+        columns, rows = tile
+        of_row = jax.lax.stop_gradient(jnp.max(columns, axis=1, keepdims=True))
+        of_line = jax.lax.stop_gradient(jnp.max(rows, axis=0, keepdims=True))
+        inside = _product(jnp.exp(columns - of_row), jnp.exp(rows - of_line))
+        scale = jnp.maximum(largest, of_row + of_line)
+        return (total * jnp.exp(largest - scale) + inside * jnp.exp(of_row + of_line - scale), scale), None
+
+    start = (jnp.zeros_like(exponents), jnp.full_like(exponents, jnp.finfo(exponents.dtype).min))
+    (total, scale), _ = jax.lax.scan(add_tile, start, (columns, rows))
+    return jnp.log(total) + scale
+
+
+def _tiles_are_safe(lines: Lines, dx: float, time, temperature):
+    """Whether no exponential that matters underflows in a tile.
+
+    What matters lies within t·max|f'| + 6√(tT) of x, so that both factors of a term fall by at most the
+    slope there times the tile's width from their largest members.
+    """
+    steepest = jnp.max(jnp.abs(jnp.diff(lines, axis=0))) / dx
+    fall = (2 * steepest + 6 * jnp.sqrt(temperature / time)) * (_TILE * dx) / temperature
+    return fall <= _reach(lines.dtype)
+
+
+def _reach(dtype) -> float:
+    """Largest exponent that leaves room above underflow for a sum of products."""
+    return 70.0 if jnp.finfo(dtype).bits == 32 else 600.0
 
 
 def _log_tails(ends: Float[Array, "4 lines"], grid: Grid, axis: int, time, temperature) -> list[Lines]:

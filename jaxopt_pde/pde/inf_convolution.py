@@ -18,12 +18,16 @@ from jaxtyping import Array, Float, Int
 from .. import _validate
 from .grid import Grid, pad
 
-__all__ = ["best_parabola", "inf_convolution", "signed_distance", "tail_minimum", "tail_slopes"]
+__all__ = [
+    "best_parabola",
+    "best_points",
+    "inf_convolution",
+    "signed_distance",
+    "tail_minimum",
+    "tail_slopes",
+]
 
 Lines = Float[Array, "n lines"]
-
-_SEARCH_ALL_BELOW = 300
-"""Points on a line below which looking at all pairs is faster than building hulls."""
 
 
 def inf_convolution(
@@ -78,10 +82,7 @@ def along_axis(function, values: Float[Array, "*shape"], axis: int) -> Float[Arr
 
 def _pass(values: Lines, *, grid: Grid, axis: int, time: Float[Array, ""]) -> Lines:
     n, dx, boundary = grid.shape[axis], grid.spacing[axis], grid.boundary[axis]
-    length = grid.lengths[axis]
-    held = jax.lax.stop_gradient(values)
-    search = _search_all if n < _SEARCH_ALL_BELOW else _search_hull
-    best = search(held, dx, jax.lax.stop_gradient(time), length if boundary == "periodic" else None)
+    best = best_points(jax.lax.stop_gradient(values), dx, jax.lax.stop_gradient(time), boundary)
     rows = jnp.arange(n)[:, None]
     minimum, _ = best_parabola(values, rows, best, dx, time, boundary)
     if boundary == "extrapolate":
@@ -150,26 +151,20 @@ def tail_minimum(position: Lines, slope, end, time, edge: int) -> Lines:
     return jnp.where(outside, end[None] + slope[None] * (position - time * slope[None] / 2), jnp.inf)
 
 
-def _search_all(values: Lines, dx: float, time, period: float | None) -> Int[Array, "n lines"]:
-    """Index of the best grid point by looking at all pairs, row by row."""
+def best_points(values: Lines, dx: float, time, boundary: str) -> Int[Array, "n lines"]:
+    """Index of the grid point y with the least f(y) + (x − y)²/(2t), for every x, by convex hulls.
+
+    Args:
+        values: f along lines, [n, lines].
+        dx: spacing.
+        time: t > 0.
+        boundary: of the axis; a reflected image is never nearer than the point itself, a wrapped one may be.
+    """
     n = values.shape[0]
-    index = jnp.arange(n)
-
-    def row(i):
-        distance = signed_distance(i - index, n, "periodic" if period else "").astype(values.dtype) * dx
-        return jnp.argmin(values + (distance**2 / (2 * time))[:, None], axis=0)
-
-    return jax.lax.map(row, index)
-
-
-def _search_hull(values: Lines, dx: float, time, period: float | None) -> Int[Array, "n lines"]:
-    """Index of the best grid point by the lower convex hull of each line, all lines at once."""
-    n = values.shape[0]
-    if period:  # one image at either side: the nearest image is always as good as the others
-        best = _search_hull(jnp.concatenate([values] * 3), dx, time, None)
-        return best[n : 2 * n] % n
-    find = functools.partial(_hull_of_line, scale=(time / dx**2).astype(values.dtype))
-    return jax.vmap(find, in_axes=1, out_axes=1)(values)
+    if boundary == "periodic":  # one image at either side: the nearest is always as good as the others
+        return best_points(jnp.concatenate([values] * 3), dx, time, "")[n : 2 * n] % n
+    scale = jnp.asarray(time / dx**2, values.dtype)
+    return jax.vmap(functools.partial(_hull_of_line, scale=scale), in_axes=1, out_axes=1)(values)
 
 
 def _hull_of_line(line: Float[Array, " n"], scale) -> Int[Array, " n"]:

@@ -51,6 +51,8 @@ BAD = {
     "estimator": ["best"],
     "noise": ["uniform"],
     "chain_batch_size": [0],
+    "num_samples": [0, -2, 7],
+    "sample_batch_size": [0, 3],
 }
 
 
@@ -58,11 +60,7 @@ BAD = {
     ("factory", "argument", "value"),
     [
         (factory, argument, value)
-        for factory in (
-            jaxopt_pde.entropy_sgd,
-            jaxopt_pde.local_entropy_gradient,
-            jaxopt_pde.entropy_sgd_stepwise,
-        )
+        for factory in dict.fromkeys(entry.factory for entry in ZOO.values())
         for argument, values in BAD.items()
         for value in values
         if argument in factory.__annotations__
@@ -74,10 +72,12 @@ def test_bad_numbers_raise_at_construction(factory, argument, value):
         factory(**{**arguments, argument: value})
 
 
+@every
 @pytest.mark.parametrize("value", [2.5, "3", None, True, jnp.array(3)])
-def test_num_steps_must_be_a_python_integer(value):
-    with pytest.raises(TypeError, match="num_steps must be a Python integer"):
-        jaxopt_pde.entropy_sgd(0.1, 1.0, 0.1, num_steps=value)
+def test_the_number_of_gradients_must_be_a_python_integer(name, value):
+    entry = ZOO[name]
+    with pytest.raises(TypeError, match=f"{entry.loop} must be a Python integer"):
+        entry.make(**{entry.loop: value})
 
 
 @every

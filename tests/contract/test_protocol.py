@@ -120,7 +120,8 @@ def test_injected_hyperparameters_change_nothing(name):
 def test_optax_inject_hyperparams_needs_only_the_loop_lengths_static(name):
     """Everything else, key and inner momentum included, may arrive traced."""
     entry, (params, grad_fn, _) = ZOO[name], parabola()
-    static = {"num_steps", "num_chains", "outer", "accumulator_dtype", "averaging", "momentum"}
+    static = {"num_steps", "num_chains", "num_samples", "sample_batch_size", "outer", "accumulator_dtype"}
+    static |= {"averaging", "momentum"}
     static &= set(entry.factory.__annotations__)
     injected = entry.outer(optax.inject_hyperparams(entry.factory, static_args=static)(**entry.arguments))
     expected, _ = train(entry, entry.make(), params, grad_fn, 25)
@@ -168,7 +169,7 @@ def test_under_multisteps(name):
         assert bool(jnp.any(updates != 0)) == emits
     jax.effects_barrier()
     # The chains are batched: one call of grad_fn serves all of them.
-    assert len(calls) == 8 * (entry.arguments["num_steps"] if entry.multi_gradient else 1)
+    assert len(calls) == 8 * (entry.gradients if entry.multi_gradient else 1)
 
 
 @every

@@ -25,7 +25,7 @@ stepwise = pytest.mark.parametrize("name", names(multi_gradient=False))
 def test_the_key_is_an_integer_or_a_typed_key(name):
     entry, (params, grad_fn, _) = ZOO[name], parabola()
     reached = [
-        train(entry, entry.make(temperature=0.1, key=key), params, grad_fn, 3)[1][0]
+        train(entry, entry.make(**entry.heated(0.1), key=key), params, grad_fn, 3, minibatch_noise=True)[1][0]
         for key in (7, np.int64(7), jax.random.key(7), jax.random.key_data(jax.random.key(7)), 8)
     ]
     for other in reached[1:4]:
@@ -45,9 +45,10 @@ def test_vmap_over_keys_gives_independent_noise(name):
     params = jnp.zeros(size)
 
     def one(key):
-        tx = entry.make(temperature=1.0, key=key)
+        tx = entry.make(**entry.heated(1.0), key=key)
         # Curvatures differ: on an isotropic quadratic the control variate has no variance at all.
-        return call(entry, tx, tx.init(params), params, lambda p: jnp.linspace(0.1, 4.0, size) * p)[0]
+        grad_fn = lambda p: jnp.linspace(0.1, 4.0, size) * p
+        return call(entry, tx, tx.init(params), params, grad_fn, minibatch_noise=True)[0]
 
     updates = jax.vmap(one)(jax.random.split(jax.random.key(0), 4))
     correlation = np.corrcoef(updates) - np.eye(4)
@@ -71,7 +72,7 @@ def test_the_keys_given_to_grad_fn_are_all_different(name):
     for _ in range(2):
         _, state = tx.update(params, state, params, grad_fn=grad_fn)
     jax.effects_barrier()
-    steps, chains = entry.arguments["num_steps"], entry.arguments.get("num_chains", 1)
+    steps, chains = entry.gradients, entry.arguments.get("num_chains", 1)
     assert len({tuple(np.ravel(k)) for k, _, _ in seen}) == 2 * steps * chains
     assert {int(s) for _, s, _ in seen} == set(range(steps))
     assert {int(c) for _, _, c in seen} == set(range(chains))
@@ -80,19 +81,20 @@ def test_the_keys_given_to_grad_fn_are_all_different(name):
 @multi
 @pytest.mark.parametrize("num_steps", [1, 2, 7])
 def test_grad_fn_runs_exactly_num_steps_times(name, num_steps):
+    """Batched over chains; the samples of ``heat_sgd`` run one by one by default, and count one by one."""
     entry, (params, grad_fn, _) = ZOO[name], parabola()
-    calls = []
+    count, calls = entry.count(num_steps), []
 
     def counted(p):
         jax.debug.callback(lambda: calls.append(1))
         return grad_fn(p)
 
-    tx = entry.make(num_steps=num_steps)
+    tx = entry.make(**count)
     jax.block_until_ready(
         jax.jit(functools.partial(call, entry, tx, grad_fn=counted))(tx.init(params), params)
     )
     jax.effects_barrier()
-    assert len(calls) == num_steps
+    assert len(calls) == count[entry.loop]
 
 
 @multi
@@ -100,7 +102,7 @@ def test_the_program_does_not_grow_with_num_steps(name):
     entry, (params, grad_fn, _) = ZOO[name], parabola()
 
     def size(num_steps):
-        tx = entry.make(num_steps=num_steps)
+        tx = entry.make(**entry.count(num_steps))
         return len(
             jax.jit(functools.partial(call, entry, tx, grad_fn=grad_fn))
             .lower(tx.init(params), params)
@@ -185,7 +187,7 @@ def test_a_nan_inside_grad_fn_cannot_reach_params(name, bad):
         poisoned = update == 2
         updates, new_state = step(params, state, poisoned)
         assert bool(jnp.all(jnp.isfinite(updates)))
-        if poisoned and entry.factory is jaxopt_pde.entropy_sgd:
+        if poisoned and "learning_rate" in entry.arguments:
             np.testing.assert_array_equal(updates, 0)
             chex.assert_trees_all_equal(new_state.outer, state.outer)
         params, state = optax.apply_updates(params, updates), new_state
@@ -260,7 +262,8 @@ def test_units_of_loss_and_params_do_not_matter(name, log_loss, log_param):
         return  # Adam's own update has no units; the stepwise form equals the grad_fn form, tested above
     c, s = 2.0 ** round(log_loss), 2.0 ** round(log_param)
     params, grad_fn, _ = parabola()
-    inner = {name: entry.arguments[name] for name in ("smoothing_time", "inner_learning_rate")}
+    times = ("smoothing_time", "inner_learning_rate")
+    inner = {name: entry.arguments[name] for name in times if name in entry.arguments}
     scaled = {name: value * s**2 / c for name, value in inner.items()}
     rate = entry.arguments.get("learning_rate", 0.5)
     rates = [
@@ -269,9 +272,9 @@ def test_units_of_loss_and_params_do_not_matter(name, log_loss, log_param):
     outer = lambda r: (
         entry.outer if "learning_rate" in entry.arguments else lambda tx: optax.chain(tx, optax.sgd(r))
     )
-    one = outer(rate)(entry.factory(**{**entry.arguments, "temperature": 0.1} | rates[0]))
+    one = outer(rate)(entry.factory(**{**entry.arguments, **entry.heated(0.1)} | rates[0]))
     two = outer(rate * s**2 / c)(
-        entry.factory(**{**entry.arguments, "temperature": 0.1 * c} | scaled | rates[1])
+        entry.factory(**{**entry.arguments, **entry.heated(0.1 * c)} | scaled | rates[1])
     )
     reached = train(entry, one, params, grad_fn, 5)[1][0]
     rescaled = train(entry, two, params * s, lambda p: grad_fn(p / s) * (c / s), 5)[1][0]
@@ -281,7 +284,7 @@ def test_units_of_loss_and_params_do_not_matter(name, log_loss, log_param):
 @every
 def test_a_restored_run_is_bitwise_the_uninterrupted_one(name, tmp_path):
     entry, (params, grad_fn, _) = ZOO[name], parabola()
-    tx = entry.make(temperature=0.1)
+    tx = entry.make(**entry.heated(0.1))
     step = jax.jit(functools.partial(call, entry, tx, grad_fn=grad_fn))
     state, checkpoint = tx.init(params), tmp_path / "checkpoint"
     with orbax.checkpoint.StandardCheckpointer() as checkpointer:
@@ -303,7 +306,7 @@ def test_a_restored_run_is_bitwise_the_uninterrupted_one(name, tmp_path):
 def test_minimises_inside_optimistix(name):
     """optimistix hands every optax optimiser ``value_fn``, which serves where ``grad_fn`` is missing."""
     target = jnp.array([1.0, -1.0, 0.5])
-    solver = optimistix.OptaxMinimiser(ZOO[name].make(temperature=0.0), rtol=1e-6, atol=1e-6)
+    solver = optimistix.OptaxMinimiser(ZOO[name].make(**ZOO[name].heated(0.0)), rtol=1e-6, atol=1e-6)
     solution = optimistix.minimise(
         lambda p, _: jnp.sum((p - target) ** 2) / 2, solver, jnp.zeros(3), max_steps=5000, throw=False
     )
