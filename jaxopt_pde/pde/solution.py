@@ -117,6 +117,7 @@ class Solution:
         after = jnp.clip(jnp.searchsorted(self.times, time), 1, self.times.shape[0] - 1)
         start, stop = self.times[after - 1], self.times[after]
         weight = jnp.clip((time - start) / (stop - start), 0, 1)
-        later = jnp.where(weight > 0, self.values[after], self.values[after - 1])  # it may not have been reached
+        # The later time may not have been reached, and 0 times NaN is NaN.
+        later = jnp.where(weight > 0, self.values[after], self.values[after - 1])
         frame = (1 - weight) * self.values[after - 1] + weight * later
         return jnp.where(inside, frame, jnp.nan)
