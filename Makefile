@@ -10,3 +10,4 @@ quickstart:
 benchmarks:  ## needs `pip install -e ".[benchmarks]"`
 	python benchmarks/optimizer_overhead.py
 	python benchmarks/models.py
+	python benchmarks/pde.py
