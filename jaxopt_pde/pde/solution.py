@@ -99,17 +99,15 @@ class Solution:
         if points.shape[-1:] != (self.grid.ndim,):
             msg = f"x must have a last axis of size {self.grid.ndim}, got shape {x.shape}."
             raise ValueError(msg)
-        frame = self._at(time)
-        flat = points.reshape(-1, self.grid.ndim)
-        value, gradient = jax.vmap(lambda point: interpolate(frame, self.grid, point))(flat)
+        if jnp.ndim(time):
+            msg = f"time must be a scalar, got shape {jnp.shape(time)}: vmap over it."
+            raise ValueError(msg)
+        value, gradient = _interpolate_at(self, points.reshape(-1, self.grid.ndim), time)
         return value.reshape(points.shape[:-1]), gradient.reshape(x.shape)
 
     def _at(self, time) -> Float[Array, "*shape"]:
         """The grid function at one time, linear between the times there are."""
         time = jnp.asarray(time, self.times.dtype)
-        if time.ndim:
-            msg = f"time must be a scalar, got shape {time.shape}: vmap over it."
-            raise ValueError(msg)
         rounding = 8 * jnp.finfo(self.times.dtype).eps * jnp.abs(self.times[-1])
         inside = (time >= self.times[0] - rounding) & (time <= self.times[-1] + rounding)
         if self.times.shape[0] == 1:
@@ -121,3 +119,10 @@ class Solution:
         later = jnp.where(weight > 0, self.values[after], self.values[after - 1])
         frame = (1 - weight) * self.values[after - 1] + weight * later
         return jnp.where(inside, frame, jnp.nan)
+
+
+@jax.jit
+def _interpolate_at(solution: Solution, points: Float[Array, "m d"], time) -> tuple[Array, Array]:
+    """Values [m] and gradients [m, d] at one time."""
+    frame = solution._at(time)
+    return jax.vmap(lambda point: interpolate(frame, solution.grid, point))(points)
