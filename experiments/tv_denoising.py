@@ -3,8 +3,8 @@
 The Rudin-Osher-Fatemi problem, min over u of ½|u − image|² + λ·TV(u), is one implicit step of length λ of the
 total-variation flow: the Hopf-Lax formula with images for points. Gaussian smoothing is the heat flow of the same
 image. The photograph is scikit-learn's Summer Palace (nothing is downloaded), with white Gaussian noise added in
-each colour channel. Every weight λ and every width of the Gaussian is tried, so both methods are seen at their best against
-the clean image, which a user would not have.
+each colour channel. Every weight λ and every width of the Gaussian is tried, so both methods are seen at their best
+against the clean image, which a user would not have.
 
 What to see: the heat flow trades noise against edges, total variation keeps the edges and pays with
 flat patches. The best weight is of the order of the noise's standard deviation. The table says how far each answer

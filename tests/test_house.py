@@ -84,7 +84,7 @@ def blocks(document, language):
 
 def test_the_readmes_example_trains():
     """The block runs as printed, on a problem it leaves to the reader, and forty steps lower the loss."""
-    (block,) = blocks("README.md", "python")
+    block, _ = blocks("README.md", "python")
     key = jax.random.key(0)
     loss = lambda p, batch: jnp.mean((batch @ p - 1.0) ** 2)
     names = {"loss": loss, "params": jnp.zeros(3), "batches": jax.random.normal(key, (20, 4, 32, 3)) + 1.0}
@@ -96,6 +96,23 @@ def test_the_readmes_example_trains():
             names["params"], names["opt_state"], names["batches"]
         )
     assert float(loss(names["params"], everything)) < 0.7 * before
+
+
+def test_the_readmes_grid_example_runs():
+    """The second block as printed: three times on the grid, three slopes, and u(·, t) is flatter than f."""
+    _, block = blocks("README.md", "python")
+    names = {}
+    exec(block, names)
+    assert names["u"].values.shape == (3, 401)
+    assert names["slope"].shape == (3,)
+    spread = jnp.ptp(jnp.diff(names["u"].values[1]))
+    assert float(spread) < float(jnp.ptp(jnp.diff(names["f"])))
+
+
+def test_the_theory_pages_examples_run():
+    for page in sorted((ROOT / "docs" / "theory").glob("*.md")):
+        for block in blocks(page.relative_to(ROOT), "python"):
+            exec(block, {})
 
 
 def test_the_batch_norm_guide_runs_in_both_forms():
