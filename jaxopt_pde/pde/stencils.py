@@ -195,6 +195,12 @@ def laplacian(values: GridFunction, grid: Grid, *, order: int = 2) -> GridFuncti
 
     Returns:
         Δu, [*shape].
+
+    Example:
+        >>> from jaxopt_pde import pde
+        >>> grid = pde.Grid.uniform(0.0, 4.0, 5, boundary="extrapolate")
+        >>> print(pde.laplacian(grid.axes[0] ** 2, grid))
+        [0. 2. 2. 2. 0.]
     """
     total = 0
     width = order // 2
