@@ -8,14 +8,20 @@ from .inf_convolution import inf_convolution as inf_convolution
 from .solution import Solution as Solution
 from .stencils import laplacian as laplacian
 from .stencils import numerical_hamiltonian as numerical_hamiltonian
+from .total_variation import DenoiseInfo as DenoiseInfo
+from .total_variation import denoise_total_variation as denoise_total_variation
+from .total_variation import total_variation as total_variation
 
 __all__ = [
+    "DenoiseInfo",
     "Grid",
     "Solution",
+    "denoise_total_variation",
     "gaussian_convolution",
     "inf_convolution",
     "laplacian",
     "numerical_hamiltonian",
     "pad",
     "solve_hamilton_jacobi",
+    "total_variation",
 ]
