@@ -123,21 +123,6 @@ ZOO = {
         rosenbrock={"learning_rate": 1e-3, "momentum": 0.9},
         loop="num_samples",
     ),
-    "heat_sgd-single": Entry(
-        jaxopt_pde.heat_sgd,
-        {
-            "learning_rate": 0.3,
-            "smoothing_time": 1.0,
-            "temperature": 1e-8,
-            "num_samples": 5,
-            "antithetic": False,
-            "momentum": 0.5,
-            "nesterov": True,
-            "noise": "rademacher",
-        },
-        True,
-        loop="num_samples",
-    ),
     "hopf_lax_sgd": Entry(
         jaxopt_pde.hopf_lax_sgd,
         {"learning_rate": 0.2, "smoothing_time": 0.2, "num_steps": 10},
@@ -152,6 +137,8 @@ ZOO = {
             "num_steps": 10,
             "inner_momentum": 0.3,
             "inner_nesterov": True,
+            "momentum": 0.5,
+            "nesterov": True,
         },
         True,
         rosenbrock={**_FINE, "learning_rate": 0.01, "momentum": 0.9, "inner_momentum": 0.0},
@@ -167,11 +154,11 @@ def names(*, multi_gradient: bool | None = None) -> list[str]:
 def call(entry: Entry, tx, state, params, grad_fn, *, minibatch_noise=False, **extra):
     """One update in the entry's own protocol; ``grad_fn(params)`` is a plain gradient.
 
-    ``minibatch_noise`` gives methods without noise of their own a standard normal on every gradient, drawn from
-    ``InnerStep.key``.
+    ``minibatch_noise`` gives methods whose own noise is absent, or cancels on quadratics (pairs), a standard normal on
+    every gradient, drawn from ``InnerStep.key``.
     """
     if entry.multi_gradient:
-        noisy = minibatch_noise and not entry.heated(1.0)
+        noisy = minibatch_noise and (entry.arguments.get("antithetic") or not entry.heated(1.0))
 
         def step_grad_fn(p, step):
             return grad_fn(p) + jax.random.normal(step.key, p.shape, p.dtype) if noisy else grad_fn(p)

@@ -109,7 +109,7 @@ def test_the_program_does_not_grow_with_num_steps(name):
             .as_text()
         )
 
-    assert size(64) <= size(2) + 200  # the digits of the constants
+    assert size(64) <= size(3) + 200  # the digits of the constants
 
 
 def _problem():
