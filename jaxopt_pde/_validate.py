@@ -18,6 +18,7 @@ __all__ = [
     "as_key",
     "check_choice",
     "check_count",
+    "check_finite",
     "check_float_dtype",
     "check_float_tree",
     "check_fraction",
@@ -49,6 +50,13 @@ def _check_is_scalar(name: str, value: Any) -> None:
     if isinstance(value, (jax.Array, np.ndarray)) and value.ndim:
         msg = f"{name} must be a scalar, got an array of shape {value.shape}."
         raise ValueError(msg)
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Raises unless ``value`` is a finite number of either sign (or is not a concrete number)."""
+    _check_is_scalar(name, value)
+    if _is_number(value):
+        _check_number(name, value, math.isfinite(value), "finite")
 
 
 def check_positive(name: str, value: Any) -> None:
