@@ -141,6 +141,12 @@ def interleaved(runs: dict[str, Callable[[], Any]], repetitions: int) -> dict[st
     return {name: values / calls[name] for name, values in seconds.items()}
 
 
+@functools.cache  # one for all: the solver hashes it by identity
+def half_square() -> "HalfSquare":
+    """Made late: arrays at import would start JAX before the process is pinned."""
+    return HalfSquare()
+
+
 class HalfSquare(hj.dynamics.Dynamics):
     """H(p) = ½|p|² for hj_reachability, whose template has no running cost: the Hamiltonian and its speeds, no more."""
 
@@ -173,11 +179,8 @@ def peer_solver(points: int, final_time: float, accuracy: str) -> Callable[[], j
     )
     settings, initial = hj.SolverSettings.with_accuracy(accuracy), initial_data(points)
     return functools.partial(
-        hj.step, settings, PEER_DYNAMICS, grid, 0.0, initial, final_time, progress_bar=False
+        hj.step, settings, half_square(), grid, 0.0, initial, final_time, progress_bar=False
     )
-
-
-PEER_DYNAMICS = HalfSquare()  # one for all: it is hashed by identity
 
 
 def our_solver(
@@ -357,7 +360,7 @@ def table(title: str, rows: list[Row], where: dict[str, Any]) -> rich.table.Tabl
 
 
 def pin_to_one_core() -> None:
-    """Keeps the process on one core, before JAX counts them to size its pool of threads."""
+    """Keeps the process on one core; to be called before JAX starts, which counts the cores for its threads."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
