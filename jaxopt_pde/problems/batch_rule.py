@@ -1,5 +1,7 @@
 """The batch size that makes a given learning rate space-adaptive: the dual of the space-adaptive rate."""
 
+import numbers
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
@@ -31,7 +33,7 @@ def required_batch_size(
         excess_loss: F = f(x) − f* ≥ 0, in [loss], any shape.
         grad_sq_norm: |∇f(x)|² of the full gradient, in [loss²/param²].
         example_variance: s₁ ≥ 0 of one example, in [loss²/param²].
-        learning_rate: h > 0, in [param²/loss].
+        learning_rate: h > 0, in [param²/loss], any shape.
         num_examples: n ≥ 1, for minibatches drawn without replacement; None: with replacement.
 
     Returns:
@@ -44,7 +46,8 @@ def required_batch_size(
         >>> print(required_batch_size(0.5, 1.0, 8.0, 0.5), required_batch_size(0.5, 1.0, 8.0, 0.5, num_examples=20))
         8.0 6.0
     """
-    _validate.check_positive("learning_rate", learning_rate)
+    if isinstance(learning_rate, numbers.Real):
+        _validate.check_positive("learning_rate", learning_rate)
     allowed = 2 * jnp.asarray(excess_loss) / learning_rate - grad_sq_norm
     variance = jnp.asarray(example_variance)
     if num_examples is None:

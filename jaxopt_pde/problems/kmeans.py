@@ -58,7 +58,7 @@ def kmeans(
         [2.] 1.333 0.667
         >>> problem = kmeans([[0.0], [1.0], [8.0], [9.0]], 2)
         >>> print(problem.minimiser, problem.minimum, problem.strong_convexity)
-        [8.5 0.5] 0.125 0.5
+        [0.5 8.5] 0.125 0.5
 
     References:
         A. Oberman, ICERM 2018 (the example). For k > 1 the variance there is that of the mean over the examples of one

@@ -172,13 +172,13 @@ class _Data(NamedTuple):
     def hessian(self, x: np.ndarray) -> np.ndarray:
         p = self.probabilities(x)[:, -self.rows :]
         count, width = self.features.shape
+        weighted = p[:, :, None] * self.features[:, None]
         hessian = np.zeros((self.rows, width, self.rows, width))
-        for i in range(self.rows):
-            for j in range(i + 1):
-                weights = p[:, i] * ((i == j) - p[:, j])
-                block = self.features.T @ (weights[:, None] * self.features) / count
-                hessian[i, :, j], hessian[j, :, i] = block, block
-        return hessian.reshape(x.size, x.size) + self.regularisation * np.eye(x.size)
+        for row in range(self.rows):
+            hessian[row, :, row] = self.features.T @ weighted[:, row]
+        weighted = weighted.reshape(count, x.size)
+        hessian = (hessian.reshape(x.size, x.size) - weighted.T @ weighted) / count
+        return hessian + self.regularisation * np.eye(x.size)
 
 
 def _newton(data: _Data) -> tuple[np.ndarray, float]:
@@ -188,8 +188,9 @@ def _newton(data: _Data) -> tuple[np.ndarray, float]:
     for _ in range(100):
         gradient = data.gradient(x)
         if gradient @ gradient / (2 * data.regularisation) <= 1e-12 * (1 + value):
-            step = np.linalg.solve(data.hessian(x), gradient)  # one more, to rounding
-            return x - step, min(value, data.loss(x - step))
+            for _ in range(2):  # to rounding
+                x = x - np.linalg.solve(data.hessian(x), data.gradient(x))
+            return x, data.loss(x)
         step, size = np.linalg.solve(data.hessian(x), gradient), 1.0
         while data.loss(x - size * step) > value - 0.25 * size * (gradient @ step) and size > 1e-10:
             size *= 0.5

@@ -102,6 +102,13 @@ def noisy_quadratic(
             return jax.random.normal(key, (batch_size, dimension))
         return jax.random.rademacher(key, (batch_size, dimension), jnp.result_type(float))
 
+    def across(vectors, u):
+        return vectors - (vectors @ u)[:, None] * u[None, :]
+
+    def unit(vectors):
+        lengths = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors / jnp.maximum(lengths, jnp.finfo(vectors.dtype).tiny)
+
     def mean_noise(z, batch):
         if law in ("gaussian", "rademacher"):
             return constants(root, z) @ jnp.mean(batch, axis=0)
@@ -111,9 +118,9 @@ def noisy_quadratic(
         size = constants(math.sqrt(noise_variance), z)
         if law == "radial":
             return size * jnp.mean(batch[:, 0]) * u
-        across = batch - (batch @ u)[:, None] * u[None, :]
-        lengths = jnp.linalg.norm(across, axis=1, keepdims=True)
-        return size * jnp.mean(across / jnp.maximum(lengths, jnp.finfo(z.dtype).tiny), axis=0)
+        # Twice: after scaling, what rounding left along u shows where a variable was nearly parallel to u.
+        tangents = unit(across(batch, u))
+        return size * jnp.mean(across(tangents, u), axis=0)
 
     def batch_loss(point, batch):
         z = point - constants(minimiser, point)

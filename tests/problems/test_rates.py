@@ -12,56 +12,60 @@ from jaxopt_pde import problems
 ISOTROPIC = {"strong_convexity": 1.0, "smoothness": 1.0, "noise_variance": 4.0, "initial_sq_distance": 4.0}
 
 
-def exact_step(problem, x):
+def exact_step(problem, x, batch_size=None):
     """E|x⁺ − x*|² after one space-adaptive step, exactly: |x − h∇f − x*|² + h² E|e|²."""
-    rate = problems.space_adaptive_rate(problem.excess_loss(x), problem.expected_grad_sq_norm(x))
+    rate = problems.space_adaptive_rate(problem.excess_loss(x), problem.expected_grad_sq_norm(x, batch_size))
     mean = x - rate * problem.gradient(x) - problem.minimiser
-    return jnp.sum(mean**2) + rate**2 * problem.gradient_variance(x)
+    return jnp.sum(mean**2) + rate**2 * problem.gradient_variance(x, batch_size)
 
 
-def configurations():
-    for strong_convexity in (0.1, 1.0, 5.0):
-        for condition in (1.0, 3.0, 30.0):
-            for dimension in (1, 2, 7):
-                spectrum = strong_convexity * np.geomspace(1.0, condition, dimension)
-                for noise in (0.01, 1.0, 100.0):
-                    yield problems.noisy_quadratic(spectrum, noise_variance=noise)
+SPECTRA = [(mu, condition, d) for mu in (0.1, 1.0, 5.0) for condition in (1.0, 3.0, 30.0) for d in (1, 2, 7)]
+FEW = [(0.1, 30.0, 7), (1.0, 3.0, 2), (5.0, 1.0, 1), (1.0, 1.0, 7), (5.0, 30.0, 2)]
+
+
+def data_problems():
     data, _, _ = problems.planted_clusters(0, 60, 1, 3)
+    yield problems.kmeans(data, replace=False)
     features = np.random.default_rng(0).normal(size=(60, 3))
     labels = (features @ [1.0, -1.0, 0.5] + np.random.default_rng(1).normal(size=60)) > 0
-    for batch_size, replace in ((1, True), (8, True), (8, False)):
-        yield problems.kmeans(data, batch_size=batch_size, replace=replace)
-        for regularisation in (0.01, 0.3):
-            yield problems.logistic(
-                features, labels, regularisation=regularisation, batch_size=batch_size, replace=replace
-            )
-        yield problems.logistic(features, np.arange(60) % 3, batch_size=batch_size, replace=replace)
+    yield problems.logistic(features, labels, regularisation=0.01, replace=False)
+    yield problems.logistic(features, np.arange(60) % 3, regularisation=0.3)
 
 
-def test_one_step_is_within_the_bound_in_exact_expectation(x64):
-    """E q⁺ ≤ φ(q) to 1e-12 of q, on 93 configurations at 400 points from 1e-3 to 30 away; the talk's bound is not."""
-    refuted = []
-    for problem in configurations():
-        rng = np.random.default_rng(2)
-        directions = rng.normal(size=(400, problem.dimension))
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        points = problem.minimiser + np.geomspace(1e-3, 30.0, 400)[:, None] * directions
+def check_one_step(problem, batch_sizes):
+    """The largest (E q⁺ − φ(q))/q, at 400 points 1e-3 to 30 away, for every batch size; and the claim's failures."""
+    directions = np.random.default_rng(2).normal(size=(400, problem.dimension))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    points = problem.minimiser + np.geomspace(1e-3, 30.0, 400)[:, None] * directions
+    q = np.sum((points - problem.minimiser) ** 2, axis=1)
+    step = jax.vmap(jax.vmap(lambda x, size: exact_step(problem, x, size), (0, None)), (None, 0))
+    after = np.asarray(jax.jit(step)(points, jnp.array(batch_sizes, float)))
+    failures = []
+    for row, size in zip(after, batch_sizes, strict=True):
+        constants = dataclasses.replace(problem, batch_size=size).rate_constants
+        growth, _ = constants.pop("noise_growth"), constants.pop("initial_sq_distance")
+        bounds = np.asarray(problems.one_step_bound(q, **constants, noise_growth=growth))
+        assert np.max((row - bounds) / q) < 1e-12
+        if growth == 0:
+            halved = {**constants, "noise_variance": constants["noise_variance"] / 2}
+            claims = np.asarray(problems.one_step_bound(q, **halved))
+            failures.append(np.mean(row > claims * (1 + 1e-12)))
+    return failures
 
-        # Eager over the batch: nothing here is worth compiling 93 times.
-        after = np.asarray(jax.vmap(lambda x: exact_step(problem, x))(jnp.asarray(points)))  # noqa: B023
-        q = np.sum((points - problem.minimiser) ** 2, axis=1)
-        constants = problem.rate_constants
-        del constants["initial_sq_distance"]
-        bounds = np.asarray(problems.one_step_bound(q, **constants))
-        assert np.max((after - bounds) / q) < 1e-12, problem.name
-        if problem.noise_growth == 0:
-            del constants["noise_growth"]
-            claims = [
-                problems.refuted_talk_bound(1, **constants, initial_sq_distance=distance)
-                for distance in q[::40]
-            ]
-            refuted.append(np.mean(after[::40] > np.array(claims)))
-    assert 0.1 < np.mean(refuted) < 0.9
+
+@pytest.mark.parametrize("spectra", [FEW, pytest.param(SPECTRA, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_one_step_is_within_the_bound_in_exact_expectation(spectra, x64):
+    """E q⁺ ≤ φ(q) to 1e-12 of q, for noise 0.01, 1 and 100; the talk's step, with half the noise, is exceeded."""
+    failures = []
+    for mu, condition, dimension in spectra:
+        spectrum = mu * np.geomspace(1.0, condition, dimension) if dimension > 1 else np.array([mu])
+        failures += check_one_step(problems.noisy_quadratic(spectrum, noise_variance=100.0), (1, 100, 10_000))
+    assert 0.1 < np.mean(failures) < 0.9
+
+
+def test_one_step_is_within_the_bound_on_data(x64):
+    for problem in data_problems():
+        check_one_step(problem, (1, 8))
 
 
 def test_the_bound_is_concave_nondecreasing_and_sharp(x64):
@@ -85,8 +89,7 @@ def test_the_bound_is_concave_nondecreasing_and_sharp(x64):
         np.testing.assert_allclose(increments[-1], alpha, rtol=1e-12)
 
 
-@pytest.mark.parametrize("law", ["gaussian", "rademacher", "radial", "tangential"])
-@pytest.mark.parametrize("dimension", [2, 5])
+@pytest.mark.parametrize(("law", "dimension"), [("gaussian", 1), ("tangential", 5)])
 def test_one_step_refutes_the_constant_of_the_talk(law, dimension, x64):
     """f = ½μ|x|²: 1/q₁ = 1/q₀ + μ²/σ² exactly, the proved bound attained; the claim needs twice the increment."""
     mu, sigma_squared = 1.5, 4.0
@@ -128,7 +131,7 @@ def check_limit(problem, limit, num_steps, num_paths, seed=10):
     scaled = simulate(problem, num_steps, num_paths, seed) * num_steps
     scaled = scaled * problem.strong_convexity**2 / problem.noise_variance
     error = scaled.std() / np.sqrt(num_paths)
-    print(f"d = {problem.dimension}: {scaled.mean():.4f} ± {error:.4f}, limit {limit:.4f}")  # noqa: T201
+    print(f"d = {problem.dimension}: {scaled.mean():.4f} ± {error:.4f}, limit {limit:.4f}")
     assert abs(scaled.mean() - limit) < 3 * error
     return scaled.mean(), error
 
@@ -252,7 +255,7 @@ def test_the_batch_rule_at_its_edges(x64):
     assert problems.required_batch_size(0.5, 2.0, 2.0, 1.0, num_examples=9) == np.inf
     assert problems.required_batch_size(0.5, 1.0, 0.0, 1.0) == 1
     problem = dataclasses.replace(problems.kmeans(np.arange(9.0)[:, None]), replace=False)
-    for rate in (0.2, 0.9):
+    for rate in (0.6, 0.9):
         point = jnp.array([5.5])
         state = (
             problem.excess_loss(point),
