@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int
 from .grid import Grid
 from .interpolation import interpolate
 
-__all__ = ["FINISHED", "NONFINITE_INITIAL", "NONFINITE_VALUES", "STEP_LIMIT", "Solution"]
+__all__ = ["BAD_NUMBERS", "FINISHED", "NONFINITE_INITIAL", "NONFINITE_VALUES", "STEP_LIMIT", "Solution"]
 
-FINISHED, NONFINITE_INITIAL, NONFINITE_VALUES, STEP_LIMIT = range(4)
+FINISHED, NONFINITE_INITIAL, NONFINITE_VALUES, STEP_LIMIT, BAD_NUMBERS = range(5)
 
 _SENTENCES = {
     FINISHED: "The solution was computed at all times.",
@@ -22,6 +22,7 @@ _SENTENCES = {
         "The step limit was reached before the last time: raise max_steps, use diffusion='exponential', or take "
         "fewer grid points. Values at the times that were not reached are NaN."
     ),
+    BAD_NUMBERS: "The times are negative or do not increase, or the temperature is negative or not a number.",
 }
 
 
