@@ -138,22 +138,27 @@ def _farthest_points(data: np.ndarray, num_clusters: int) -> np.ndarray:
 
 
 def _lloyd(data: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's iteration to its fixed point, which it reaches: the loss falls and assignments are finitely many."""
-    previous = None
+    """Lloyd's iteration until the loss no longer falls: centres and the cluster of each example."""
+    shift, least = data.mean(axis=0), np.inf
+    data, centres = data - shift, centres - shift
     while True:
-        # [n, k] without an array [n, k, m]; |a|² does not matter to which is least.
+        # |a|² does not matter to which centre is nearest, and no array [n, k, m] is made.
         nearest = np.argmin(np.sum(centres**2, axis=1) - 2 * data @ centres.T, axis=1)
         sizes = np.bincount(nearest, minlength=len(centres))
         if not np.all(sizes):
             empty = np.flatnonzero(sizes == 0).tolist()
-            msg = f"initial must leave no cluster empty: no example is nearest to centre {empty}, got {centres!r}."
+            msg = (
+                "initial must leave no cluster empty: "
+                f"no example is nearest to centre {empty}, got {centres + shift!r}."
+            )
             raise ValueError(msg)
-        if previous is not None and np.array_equal(nearest, previous):
-            return centres, nearest
-        previous = nearest
         totals = np.zeros_like(centres)
         np.add.at(totals, nearest, data)
         centres = totals / sizes[:, None]
+        loss = np.sum((data - centres[nearest]) ** 2)
+        if not loss < least:
+            return centres + shift, nearest
+        least = loss
 
 
 def planted_clusters(

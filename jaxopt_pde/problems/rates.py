@@ -4,6 +4,8 @@ Throughout f is μ-strongly convex and L-smooth, one step is x⁺ = x − h (∇
 E|e|² ≤ σ² + 2ρF, F = f(x) − f*, and q = E|x − x*|². ρ = 0 is noise of bounded variance.
 """
 
+import numbers
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
@@ -175,7 +177,12 @@ def space_adaptive_bound(
 
 
 def refuted_talk_constant(
-    *, strong_convexity: float, smoothness: float, noise_variance: float, initial_sq_distance: float
+    *,
+    strong_convexity: float,
+    smoothness: float,
+    noise_variance: float,
+    initial_sq_distance: float,
+    noise_growth: float = 0.0,
 ) -> Values:
     """The constant claimed in the talk, μ/(σ²/(2μ) + (L − μ) q₀). It is false: for figures that show so.
 
@@ -189,6 +196,7 @@ def refuted_talk_constant(
         smoothness: L ≥ μ, in [loss/param²].
         noise_variance: σ² ≥ 0, in [loss²/param²].
         initial_sq_distance: q₀ > 0, in [param²].
+        noise_growth: 0, or an error: the claim is for noise of bounded variance.
 
     Returns:
         The claimed α, in [1/param²].
@@ -201,6 +209,9 @@ def refuted_talk_constant(
         >>> print(refuted_talk_constant(**args), "claimed", space_adaptive_constant(**args), "true")
         0.5 claimed 0.25 true
     """
+    if isinstance(noise_growth, numbers.Real) and noise_growth != 0:
+        msg = f"noise_growth must be 0, the talk claims nothing for other noise, got {noise_growth!r}."
+        raise ValueError(msg)
     return space_adaptive_constant(
         strong_convexity=strong_convexity,
         smoothness=smoothness,
@@ -216,6 +227,7 @@ def refuted_talk_bound(
     smoothness: float,
     noise_variance: float,
     initial_sq_distance: float,
+    noise_growth: float = 0.0,
 ) -> Values:
     """The bound claimed in the talk, 1/(αk + 1/q₀) with :func:`refuted_talk_constant`. It is false.
 
@@ -225,6 +237,7 @@ def refuted_talk_bound(
         smoothness: L ≥ μ, in [loss/param²].
         noise_variance: σ² ≥ 0, in [loss²/param²].
         initial_sq_distance: q₀ > 0, in [param²].
+        noise_growth: 0, or an error: the claim is for noise of bounded variance.
 
     Returns:
         What was claimed, in [param²], of the shape of ``step``.
@@ -242,6 +255,7 @@ def refuted_talk_bound(
         smoothness=smoothness,
         noise_variance=noise_variance,
         initial_sq_distance=initial_sq_distance,
+        noise_growth=noise_growth,
     )
     return hyperbola(step, constant, initial_sq_distance)
 
@@ -268,8 +282,7 @@ def noise_limit(radial_fraction: ArrayLike) -> Values:
         >>> print(noise_limit(0.0), noise_limit(0.5))
         1.0 0.5
     """
-    _validate.check_nonnegative("radial_fraction", radial_fraction)
-    if isinstance(radial_fraction, (int, float)) and radial_fraction > 1:
+    if isinstance(radial_fraction, numbers.Real) and not 0 <= radial_fraction <= 1:
         msg = f"radial_fraction must be in [0, 1], got {radial_fraction!r}."
         raise ValueError(msg)
     return 1 / (1 + 2 * jnp.asarray(radial_fraction, jnp.result_type(radial_fraction, float)))
@@ -304,7 +317,7 @@ def effective_smoothness(strong_convexity, smoothness, noise_variance, noise_gro
     _validate.check_positive("smoothness", smoothness)
     _validate.check_nonnegative("noise_variance", noise_variance)
     _validate.check_nonnegative("noise_growth", noise_growth)
-    if isinstance(smoothness, (int, float)) and isinstance(strong_convexity, (int, float)):
+    if isinstance(smoothness, numbers.Real) and isinstance(strong_convexity, numbers.Real):
         # Eigenvalues of one number may differ in the last digits.
         if smoothness < strong_convexity * (1 - 1e-6):
             msg = f"smoothness must be at least strong_convexity = {strong_convexity}, got {smoothness!r}."
