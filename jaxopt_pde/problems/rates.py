@@ -267,7 +267,9 @@ def noise_limit(radial_fraction: ArrayLike) -> Values:
     x* h ≈ μ|x|²/σ², so that with c = μ²/σ² the drift of r = |x|² is −2hμr + h²σ² = −cr² and its variance
     4h²rϑσ² = 4ϑcr³ a step. By Itô y = 1/r has drift c (1 + 4ϑ) and variance 4ϑcy: y/(ϑc) is a squared Bessel process
     of dimension δ = 4 + 1/ϑ, for which E[1/y] = 1/(ϑck (δ − 2)). No schedule in k alone does better than 1: its best
-    choice gives 1/q_{k+1} = 1/q_k + μ²/σ² exactly.
+    choice gives 1/q_{k+1} = 1/q_k + μ²/σ² exactly. The limit is approached
+    from below, the more slowly the larger ϑ: at k = 300, 2000, 10000 radial noise ±σu is at 0.27, 0.30, 0.32 on its
+    way to ⅓ (standard error 0.003), while d = 5 is there from 300 on.
 
     Args:
         radial_fraction: ϑ in [0, 1], any shape: 0 for tangential noise, 1/d for isotropic, 1 for radial noise.

@@ -155,18 +155,23 @@ def test_the_limit_on_isotropic_quadratics_at_full_size(dimension, seed):
     )
 
 
-@pytest.mark.parametrize(("law", "fraction"), [("radial", 1.0), ("rademacher", 0.2), ("tangential", 0.0)])
-def test_the_limit_depends_on_the_radial_share_of_the_noise(law, fraction):
-    """1/(1 + 2ϑ); tangential noise is not random along the radius: there the bound is attained step by step."""
-    problem = problems.noisy_quadratic(np.ones(5), noise_variance=1.0, law=law)
-    if law == "tangential":
-        squares = simulate(problem, 200, 5, 0)
-        np.testing.assert_allclose(
-            squares, problems.space_adaptive_bound(200, **problem.rate_constants), rtol=1e-4
-        )
-        np.testing.assert_allclose(squares * 200, problems.noise_limit(0.0), rtol=1e-2)
-        return
-    check_limit(problem, float(problems.noise_limit(fraction)), 1000, 1000)
+def test_the_limit_is_that_of_the_radial_share_of_the_noise():
+    """1/(1 + 2ϑ), ϑ = 1/d for signs too. Tangential noise does not blur the radius: the bound is met at every step."""
+    signs = problems.noisy_quadratic(np.ones(5), noise_variance=1.0, law="rademacher")
+    check_limit(signs, float(problems.noise_limit(0.2)), 1000, 1000)
+    tangential = problems.noisy_quadratic(np.ones(5), noise_variance=1.0, law="tangential")
+    squares = simulate(tangential, 200, 5, 0)
+    np.testing.assert_allclose(
+        squares, problems.space_adaptive_bound(200, **tangential.rate_constants), rtol=1e-4
+    )
+    np.testing.assert_allclose(squares * 200, problems.noise_limit(0.0), rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_the_limit_for_radial_noise():
+    """Slow to come: 5 % below at 10,000 steps, where d = 5 is there at 300."""
+    radial = problems.noisy_quadratic(np.ones(2), noise_variance=1.0, law="radial")
+    check_limit(radial, float(problems.noise_limit(1.0)), 20_000, 1000)
 
 
 def test_schedules_keep_their_guarantees(x64):
