@@ -21,6 +21,9 @@ class Entry(NamedTuple):
         factory: the exported factory, for `injectable`, with `arguments` its full keyword arguments.
         arguments: what `make()` passes to the factory.
         multi_gradient: takes ``grad_fn`` (else one gradient an update).
+        relaxed: descends a relaxed loss, with a smoothing time (else it is a rule for the step or the batch).
+        extra: the extra arguments of ``update``, from the gradient, where the loss is half its square.
+        scheduled: an argument to inject.
         outer: wraps the factory's result, for factories that emit a gradient.
         rosenbrock: whether it claims to reach Rosenbrock's minimiser, with these arguments.
         loop: the argument that counts the gradients of one update (of one chain).
@@ -32,6 +35,9 @@ class Entry(NamedTuple):
     outer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda tx: tx
     rosenbrock: dict[str, Any] | None = None
     loop: str = "num_steps"
+    relaxed: bool = True
+    extra: Callable[[Any], dict[str, Any]] = lambda gradient: {}
+    scheduled: str = "smoothing_time"
 
     def make(self, **changes) -> optax.GradientTransformationExtraArgs:
         return self.outer(self.factory(**{**self.arguments, **changes}))
@@ -53,7 +59,80 @@ class Entry(NamedTuple):
 _INNER = {"smoothing_time": 1.0, "inner_learning_rate": 0.1, "temperature": 1e-8, "num_steps": 10}
 _FINE = {"smoothing_time": 0.02, "inner_learning_rate": 1e-3}
 
-ZOO = {
+
+def _half_square(gradient):
+    """The loss ½|x − x*|², whose gradient is x − x*."""
+    return {"value": sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradient)) / 2}
+
+
+def _parts(gradient):
+    """The loss, and two equal parts of a batch."""
+    return _half_square(gradient) | {
+        "microbatch_gradients": jax.tree.map(lambda g: jnp.stack([g, g]), gradient)
+    }
+
+
+def _clipped(tx):
+    """A momentum and a clip around a scale, the sign last, as in any chain of optax."""
+    return optax.chain(optax.clip_by_global_norm(10.0), tx, optax.trace(0.3), optax.scale(-1.0))
+
+
+def _rule(factory, arguments, extra, scheduled, outer=lambda tx: tx) -> Entry:
+    return Entry(factory, arguments, False, outer, relaxed=False, extra=extra, scheduled=scheduled)
+
+
+_SALR = {"max_learning_rate": 0.5}
+RULES = {
+    "scale_by_space_adaptive": _rule(
+        jaxopt_pde.scale_by_space_adaptive, _SALR, _half_square, "max_learning_rate", _clipped
+    ),
+    "scale_by_space_adaptive-microbatch": _rule(
+        jaxopt_pde.scale_by_space_adaptive,
+        {**_SALR, "f_min": 0.0, "estimator": "microbatch", "decay": 0.5},
+        _parts,
+        "f_min",
+        lambda tx: optax.chain(tx, optax.scale(-1.0)),
+    ),
+    "space_adaptive_sgd": _rule(
+        jaxopt_pde.space_adaptive_sgd, {**_SALR, "estimator": "ema"}, _half_square, "max_learning_rate"
+    ),
+    "space_adaptive_sgd-window": _rule(
+        jaxopt_pde.space_adaptive_sgd,
+        {**_SALR, "momentum": 0.5, "nesterov": True, "estimator": "window", "window": 5},
+        _half_square,
+        "max_learning_rate",
+    ),
+    "scale_by_certainty_equivalent": _rule(
+        jaxopt_pde.scale_by_certainty_equivalent,
+        {"strong_convexity": 1.0, "smoothness": 2.0, "initial_squared_distance": 4.0},
+        _parts,
+        "smoothness",
+        _clipped,
+    ),
+    "scale_by_signal_to_noise": _rule(
+        jaxopt_pde.scale_by_signal_to_noise, {"smoothness": 2.0}, _parts, "smoothness", _clipped
+    ),
+    "target_level": _rule(
+        jaxopt_pde.target_level,
+        {"inner": jaxopt_pde.space_adaptive_sgd(max_learning_rate=0.5), "initial_gap": 1.0, "decay": 0.0},
+        _half_square,
+        "initial_gap",
+    ),
+    "adaptive_batch": _rule(
+        jaxopt_pde.adaptive_batch,
+        {"inner": optax.sgd(0.5), "learning_rate": 0.5, "max_microbatches": 4},
+        _half_square,
+        "learning_rate",
+    ),
+    "accelerated_sgd": _rule(
+        jaxopt_pde.accelerated_sgd,
+        {"learning_rate": 0.5, "long_step_ratio": 16.0, "statistical_advantage": 2.0},
+        lambda gradient: {},
+        "learning_rate",
+    ),
+}
+
+ZOO = RULES | {
     "entropy_sgd": Entry(
         jaxopt_pde.entropy_sgd,
         {"learning_rate": 0.5, **_INNER},
@@ -146,9 +225,10 @@ ZOO = {
 }
 
 
-def names(*, multi_gradient: bool | None = None) -> list[str]:
-    """The zoo's names, of one kind if asked."""
-    return [n for n, e in ZOO.items() if multi_gradient is None or e.multi_gradient == multi_gradient]
+def names(*, multi_gradient: bool | None = None, relaxed: bool = True) -> list[str]:
+    """The zoo's names, of one kind."""
+    chosen = {n: e for n, e in ZOO.items() if e.relaxed == relaxed}
+    return [n for n, e in chosen.items() if multi_gradient is None or e.multi_gradient == multi_gradient]
 
 
 def call(entry: Entry, tx, state, params, grad_fn, *, minibatch_noise=False, **extra):
@@ -164,7 +244,8 @@ def call(entry: Entry, tx, state, params, grad_fn, *, minibatch_noise=False, **e
             return grad_fn(p) + jax.random.normal(step.key, p.shape, p.dtype) if noisy else grad_fn(p)
 
         return tx.update(params, state, params, grad_fn=step_grad_fn, **extra)
-    return tx.update(grad_fn(params), state, params, **extra)
+    gradient = grad_fn(params)
+    return tx.update(gradient, state, params, **{**entry.extra(gradient), **extra})
 
 
 def train(entry: Entry, tx, params, grad_fn, num_updates: int, **extra):

@@ -11,12 +11,14 @@ from .._typing import Params
 __all__ = ["averaging_weight", "microbatch_statistics", "scalar_dtype", "scale_finite", "squared_norm"]
 
 FOLLOWING, STEADY = 8.0, 2.0
-"""c of the growing windows, means over about the last k/c observations: of what falls with the loss, and of the noise."""
+"""c of the growing windows, over about the last k/c observations: of what falls with the loss, and of the noise."""
 
 
 def scalar_dtype(tree: Params) -> Any:
     """The dtype of scalars beside ``tree``: its widest, but at least float32."""
-    return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(tree)))
+    return jnp.result_type(
+        jnp.float32, *(getattr(leaf, "dtype", jnp.float32) for leaf in jax.tree.leaves(tree))
+    )
 
 
 def squared_norm(tree: Params, dtype: Any) -> Float[Array, ""]:

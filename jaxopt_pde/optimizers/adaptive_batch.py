@@ -29,8 +29,6 @@ class AdaptiveBatchState(NamedTuple):
         noise_weight: its weight beside what is in hand, in deviations.
         grad_sq_norm: unbiased |∇f|² at the last step [loss²/param²].
         noise_scale: gradient noise scale at the last step, noise_variance/grad_sq_norm [microbatches].
-        value: mean loss, as estimated at the last step [loss].
-        value_weight: its weight beside what is in hand, in microbatches.
         batch_value: mean loss of the microbatches in hand.
         batch_deviation: Σ|g_i − ḡ|² over the microbatches in hand.
         gradient: ḡ, mean of the microbatch gradients in hand.
@@ -46,8 +44,6 @@ class AdaptiveBatchState(NamedTuple):
     noise_weight: Float[Array, ""]
     grad_sq_norm: Float[Array, ""]
     noise_scale: Float[Array, ""]
-    value: Float[Array, ""]
-    value_weight: Float[Array, ""]
     batch_value: Float[Array, ""]
     batch_deviation: Float[Array, ""]
     gradient: Params
@@ -59,6 +55,7 @@ def adaptive_batch(
     learning_rate: ScalarOrSchedule,
     *,
     f_min: ScalarOrSchedule = 0.0,
+    smoothness: ScalarOrSchedule | None = None,
     max_microbatches: int,
     min_microbatches: int = 1,
     decay: float = 0.9,
@@ -70,22 +67,25 @@ def adaptive_batch(
 
         b ≥ σ²/V,      V = 2 (f(x) − f_min)/h − |∇f(x)|²
 
-    microbatches of variance σ². One update takes one microbatch gradient; between steps the updates are zero, so that
-    shapes never change and nothing is compiled twice. σ² and |∇f|² = |ḡ|² − σ²/b are estimated without bias from the
-    microbatches in hand, which must be independent.
+    microbatches of variance σ²; or, with ``smoothness`` L and neither f nor f*, V = (1/(h L) − 1) |∇f|², which is
+    less since |∇f|² ≤ 2 L (f − f*). One update takes one microbatch gradient; between steps the updates are zero,
+    so that shapes never change and nothing is compiled twice. σ² and |∇f|² = |ḡ|² − σ²/b are estimated without bias
+    from the microbatches in hand, which must be independent.
 
     Args:
         inner: any optax optimiser; it and its schedules run once a batch, on the mean gradient ḡ.
         learning_rate: h ≥ 0 in [param²/loss], the step that ``inner`` takes; a schedule of its steps.
         f_min: f*, see :func:`scale_by_space_adaptive` [loss]; a schedule of steps.
+        smoothness: L > 0 in [loss/param²], for the rule without losses; None uses ``value`` and f_min.
         max_microbatches: greatest batch, in microbatches: then the step is taken whatever the rule says (static).
         min_microbatches: least batch (static).
-        decay: in [0, 1): how much of what earlier batches told of σ² and of f − f_min still counts after a step. 0
-            uses the microbatches in hand alone (then no batch is smaller than 2).
+        decay: in [0, 1): how much of what earlier batches told of σ² still counts after a step. 0 uses the
+            microbatches in hand alone (then no batch is smaller than 2).
         accumulator_dtype: dtype of ḡ; None means that of params but at least float32.
 
     Extra args of ``update``:
-        value: loss of the microbatch at params [loss]. Required. ``inner`` is given the mean of the batch's.
+        value: loss at params [loss], of the microbatch or, better, of all data. Required without ``smoothness``.
+            ``inner`` is given its mean over the batch.
         f_min: replaces the constructor's.
         Others are handed to ``inner`` with the last microbatch of a batch.
 
@@ -100,20 +100,24 @@ def adaptive_batch(
             the message names it.
 
     Good values:
-        h from 1/(4L) to 1/(2L): at 1/L the rule may ask for infinite batches, below it never does. A microbatch as
-        large as the device likes. Against a decreasing step it takes far fewer steps and about 5 times the
-        gradients. **It stalls** where f − f_min is below the error of the mean loss or below what
-        ``max_microbatches`` resolves; ``limited_count`` then grows with every step.
+        h from 1/(4L) to 1/(2L): at 1/L the rule may ask for infinite batches, below it never does. On means in the
+        plane an exact ``value`` (f evaluated on all data) needs at any error fewer gradients than the constant
+        batch that is best for that error, 2 to 5 times fewer at small errors; ``smoothness``, which knows neither f
+        nor f*, needs as many as that best one. **Losses of microbatches stall** where f − f_min is below the error
+        of their mean, s/√b, far above what a batch of b resolves of ∇f: prefer ``smoothness``.
+        A rule that looks at every microbatch stops at the lucky ones. So a batch is never less than half the last
+        one, and with ``smoothness`` only powers of two are looked at. ``limited_count`` says how often
+        ``max_microbatches`` decided.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxopt_pde
         >>> data = jax.random.normal(jax.random.key(0), (3000, 4, 2)) + 1.0
-        >>> loss = lambda p, a: jnp.mean(jnp.sum((p - a) ** 2, -1)) / 2  # least value 1 at p = (1, 1)
-        >>> tx = jaxopt_pde.adaptive_batch(optax.sgd(0.5), 0.5, f_min=1.0, max_microbatches=256)
+        >>> loss = lambda p, a: jnp.mean(jnp.sum((p[None] - a) ** 2, -1)) / 2  # ∇²f = I
+        >>> tx = jaxopt_pde.adaptive_batch(
+        ...     optax.sgd(0.5), 0.5, smoothness=1.0, max_microbatches=256)
         >>> def step(carry, batch):
         ...     params, state = carry
-        ...     value, grads = jax.value_and_grad(loss)(params, batch)
-        ...     updates, state = tx.update(grads, state, params, value=value)
+        ...     updates, state = tx.update(jax.grad(loss)(params, batch), state, params)
         ...     return (optax.apply_updates(params, updates), state), state.batch_size
         >>> (params, state), sizes = jax.lax.scan(step, (jnp.full(2, 9.0), tx.init(jnp.zeros(2))), data)
         >>> print(jnp.abs(params - 1.0).max() < 0.1, sizes[0] < sizes[-1])
@@ -124,47 +128,57 @@ def adaptive_batch(
         methods. Balles, Romero and Hennig 2017, arXiv:1612.05086. McCandlish et al. 2018, arXiv:1812.06162 (noise
         scale).
     """
-    _check(inner, learning_rate, f_min, max_microbatches, min_microbatches, decay, accumulator_dtype)
+    _check(
+        inner, learning_rate, f_min, smoothness, max_microbatches, min_microbatches, decay, accumulator_dtype
+    )
     inner, default_f_min = optax.with_extra_args_support(inner), f_min
 
     def init(params: Params) -> AdaptiveBatchState:
         _validate.check_float_tree("params", params, allow_masked=True)
         dtype, count = scalar_dtype(params), [jnp.zeros([], jnp.int32) for _ in range(5)]
-        zero = [jnp.zeros([], dtype) for _ in range(8)]
+        zero = [jnp.zeros([], dtype) for _ in range(6)]
         wide = lambda p: accumulator_dtype or jnp.promote_types(p.dtype, jnp.float32)
         mean = jax.tree.map(lambda p: optax.tree.zeros_like(p, dtype=wide(p)), params)
         return AdaptiveBatchState(*count, *zero, mean, inner.init(params))
 
     def update(updates, state, params=None, *, value=None, f_min=None, **extra_args):
-        if value is None:
+        if value is None and smoothness is None:
             msg = (
-                "adaptive_batch needs the loss of the microbatch:\n"
+                "adaptive_batch needs the loss:\n"
                 "    value, grads = jax.value_and_grad(loss)(params, microbatch)\n"
-                "    updates, state = tx.update(grads, state, params, value=value)"
+                "    updates, state = tx.update(grads, state, params, value=value)\n"
+                "or smoothness= at construction, with which it needs none."
             )
             raise ValueError(msg)
-        dtype = state.value.dtype
+        seen = 0.0 if value is None else value
+        dtype = state.batch_value.dtype
         number = lambda scalar: jnp.asarray(evaluate(scalar, state.gradient_step)).astype(dtype)
         rate, minimum = number(learning_rate), number(default_f_min if f_min is None else f_min)
-        batch, finite = _accumulate(updates, state, number(value))
+        batch, finite = _accumulate(updates, state, number(seen))
         count = batch.mini_step.astype(dtype)
         variance, noise_weight = _pooled(
             state.noise_variance, state.noise_weight, batch.batch_deviation, jnp.maximum(count - 1, 0)
         )
-        mean_value, value_weight = _pooled(state.value, state.value_weight, count * batch.batch_value, count)
         signal = squared_norm(batch.gradient, dtype) - variance / jnp.maximum(count, 1)
-        allowed = 2 * (mean_value - minimum) - rate * jnp.maximum(signal, 0)  # h·V
+        known = smoothness is None
+        twice_gap = 2 * (batch.batch_value - minimum) if known else signal / number(smoothness)
+        allowed = twice_gap - rate * jnp.maximum(signal, 0)  # h·V
         holds = (noise_weight > 0) & (allowed > 0) & (count * allowed >= rate * variance)
+        holds &= 2 * batch.mini_step >= state.batch_size  # see Good values for this and the next
+        if smoothness is not None:
+            holds &= (batch.mini_step & (batch.mini_step - 1)) == 0
         full = batch.mini_step >= max_microbatches
         ready = finite & (full | (holds & (batch.mini_step >= min_microbatches)))
 
-        def step():
-            gradient = optax.tree.cast_like(batch.gradient, updates)
-            return inner.update(gradient, state.inner, params, value=batch.batch_value, **extra_args)
+        def step(gradient):
+            loss = {} if value is None else {"value": batch.batch_value}
+            gradient = optax.tree.cast_like(gradient, updates)
+            return inner.update(gradient, state.inner, params, **loss, **extra_args)
 
-        emitted, inner_state = jax.lax.cond(
-            ready, step, lambda: (optax.tree.zeros_like(updates), state.inner)
-        )
+        def wait(gradient):  # made from an operand, the zeros have the sharding of the step
+            return optax.tree.cast_like(optax.tree.zeros_like(gradient), updates), state.inner
+
+        emitted, inner_state = jax.lax.cond(ready, step, wait, batch.gradient)
         at_step = lambda new, old: jnp.where(ready, new, old)
         return emitted, batch._replace(
             mini_step=at_step(0, batch.mini_step),
@@ -175,20 +189,22 @@ def adaptive_batch(
             noise_weight=at_step(decay * noise_weight, state.noise_weight),
             grad_sq_norm=at_step(signal, state.grad_sq_norm),
             noise_scale=at_step(noise_scale(signal, variance), state.noise_scale),
-            value=at_step(mean_value, state.value),
-            value_weight=at_step(decay * value_weight, state.value_weight),
             inner=inner_state,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check(inner, learning_rate, f_min, max_microbatches, min_microbatches, decay, accumulator_dtype) -> None:
+def _check(
+    inner, learning_rate, f_min, smoothness, max_microbatches, min_microbatches, decay, accumulator_dtype
+) -> None:
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         msg = f"inner must be an optax optimiser such as optax.sgd(0.1), got {inner!r}."
         raise TypeError(msg)
     _validate.check_nonnegative("learning_rate", learning_rate)
     _validate.check_finite("f_min", f_min)
+    if smoothness is not None:
+        _validate.check_positive("smoothness", smoothness)
     _validate.check_count("max_microbatches", max_microbatches)
     _validate.check_count("min_microbatches", min_microbatches)
     if min_microbatches > max_microbatches:
@@ -204,7 +220,7 @@ def _accumulate(updates: Params, state: AdaptiveBatchState, value) -> tuple[Adap
     Welford's recursion, for d = g − ḡ: ḡ ← ḡ + d/n, Σ|g_i − ḡ|² ← Σ|g_i − ḡ|² + |d|² (n − 1)/n. No cancellation, and
     |d|² is finite only where g is.
     """
-    dtype, fresh = state.value.dtype, state.mini_step == 0
+    dtype, fresh = state.batch_value.dtype, state.mini_step == 0
     held = jax.tree.map(lambda m: jnp.where(fresh, jnp.zeros_like(m), m), state.gradient)
     difference = jax.tree.map(lambda g, m: g.astype(m.dtype) - m, updates, held)
     distance = squared_norm(difference, dtype)

@@ -20,7 +20,6 @@ __all__ = [
     "GradientNoise",
     "batch_size_controller",
     "gradient_noise",
-    "required_batch_size",
 ]
 
 
@@ -74,55 +73,15 @@ def noise_scale(signal: Float[Array, ""], variance: Float[Array, ""]) -> Float[A
     return jnp.where(positive, variance / jnp.where(positive, signal, 1), jnp.inf)
 
 
-def required_batch_size(
-    noise_variance: float,
-    grad_sq_norm: float,
-    gap: float,
-    learning_rate: float,
-    *,
-    dataset_size: int | None = None,
-) -> float:
-    """Least batch size at which a given step is the space-adaptive one, h ≤ 2 (f − f*)/E|g_b|².
-
-        b = ⌈σ²/V⌉,      V = 2 (f − f*)/h − |∇f|²,
-
-    and ⌈n σ²/(σ² + (n − 1) V)⌉ for batches drawn without replacement from n examples, whose variance is
-    (σ²/b)(n − b)/(n − 1).
-
-    Args:
-        noise_variance: σ² ≥ 0, variance of the gradient of one example [loss²/param²].
-        grad_sq_norm: |∇f|² ≥ 0 [loss²/param²].
-        gap: f(x) − f* [loss].
-        learning_rate: h > 0 [param²/loss].
-        dataset_size: n, for batches without replacement; None means with replacement.
-
-    Returns:
-        b ≥ 1, an integer as a float, or ``inf`` if V ≤ 0: no batch is large enough (never so for h < 1/L, and without
-        replacement then n).
-
-    Raises:
-        ValueError, TypeError: for a number out of range; the message names it.
-
-    Example:
-        >>> import jaxopt_pde
-        >>> jaxopt_pde.required_batch_size(12.0, 1.0, gap=1.0, learning_rate=0.5)
-        4.0
-    """
-    _validate.check_nonnegative("noise_variance", noise_variance)
-    _validate.check_nonnegative("grad_sq_norm", grad_sq_norm)
-    _validate.check_finite("gap", gap)
-    _validate.check_positive("learning_rate", learning_rate)
-    allowed = 2 * gap / learning_rate - grad_sq_norm
-    if dataset_size is not None:
-        _validate.check_count("dataset_size", dataset_size)
-        if allowed <= 0:
-            return float(dataset_size)
-        needed = dataset_size * noise_variance / (noise_variance + (dataset_size - 1) * allowed or 1.0)
-        return float(max(math.ceil(needed), 1))
+def _required(variance: float, grad_sq_norm: float, gap: float, rate: float, examples: int | None) -> float:
+    """Least b with h ≤ 2 (f − f*)/E|g_b|², as a real number; ``inf`` where there is none."""
+    allowed = 2 * gap / rate - grad_sq_norm
     if allowed <= 0:
         return math.inf
-    needed = noise_variance / allowed
-    return float(max(math.ceil(needed), 1)) if math.isfinite(needed) else math.inf
+    if examples is None:
+        return variance / allowed
+    # Without replacement E|g_b − ∇f|² is (σ²/b)(n − b)/(n − 1).
+    return examples * variance / (variance + (examples - 1) * allowed) if variance else 0.0
 
 
 class BatchSizeState(NamedTuple):
@@ -168,9 +127,11 @@ def batch_size_controller(
 ) -> BatchSizeController:
     """Proposes batch sizes for a loop on the host that may change shapes, few of them.
 
-    The rule of :func:`required_batch_size` on running means, rounded up to a power of two times ``min_batch_size``: a
-    program compiled for every size it proposes is compiled at most 1 + ⌈log₂(max/min)⌉ times. Inside a compiled loop
-    use :func:`adaptive_batch`, which compiles once.
+        b ≥ σ²/V,      V = 2 (f − f*)/h − |∇f|²,
+
+    or b ≥ n σ²/(σ² + (n − 1) V) for batches drawn without replacement from n examples, on running means, rounded up
+    to a power of two times ``min_batch_size``: a program compiled for every size it proposes is compiled at most
+    1 + ⌈log₂(max/min)⌉ times. Inside a compiled loop use :func:`adaptive_batch`, which compiles once.
 
     Args:
         learning_rate: h ≥ 0 the optimiser's step in [param²/loss]; a schedule of observations.
@@ -233,9 +194,7 @@ def batch_size_controller(
         gap, signal, variance = (mean + weight * (new - mean) for mean, new in zip(means, seen, strict=True))
         needed = 1.0
         if rate > 0:
-            needed = required_batch_size(
-                max(variance, 0.0), max(signal, 0.0), gap, rate, dataset_size=dataset_size
-            )
+            needed = _required(max(variance, 0.0), max(signal, 0.0), gap, rate, dataset_size)
         size = min_batch_size
         while size < min(needed, max_batch_size):
             size = min(2 * size, max_batch_size)

@@ -158,7 +158,8 @@ def _at_least(distance, initial, samples, curvature, variance) -> Float[Array, "
 
     One step adds at most μ²/σ² to 1/q̂, so no q̂ is below that after k steps at the present σ̂². An estimate of the
     noise that was by chance too small leaves a q̂ that was, which would stop the descent for as long as it takes to
-    forget it."""
+    forget it.
+    """
     gained = samples.astype(distance.dtype) * curvature**2 * jnp.asarray(initial, distance.dtype)
     total = variance + gained
     share = jnp.where(total > 0, variance / jnp.where(total > 0, total, 1), 0)

@@ -53,6 +53,20 @@ BAD = {
     "chain_batch_size": [0],
     "num_samples": [0, -2, 7],
     "sample_batch_size": [0, 3],
+    "f_min": [float("nan"), -float("inf")],
+    "max_learning_rate": [-1.0, float("inf")],
+    "decay": [1.0, -0.1],
+    "window": [0],
+    "strong_convexity": [0.0],
+    "smoothness": [0.0, float("inf")],
+    "initial_squared_distance": [0.0],
+    "initial_gap": [0.0],
+    "patience": [0],
+    "max_microbatches": [0],
+    "min_microbatches": [0, 5],
+    "long_step_ratio": [0.5],
+    "statistical_advantage": [0.0, 4.5],
+    "small_constant": [0.0, 1.5],
 }
 
 
@@ -72,7 +86,7 @@ def test_bad_numbers_raise_at_construction(factory, argument, value):
         factory(**{**arguments, argument: value})
 
 
-@every
+@pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("value", [2.5, "3", None, True, jnp.array(3)])
 def test_the_number_of_gradients_must_be_a_python_integer(name, value):
     entry = ZOO[name]

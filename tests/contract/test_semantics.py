@@ -17,11 +17,12 @@ import jaxopt_pde
 from tests.zoo import ZOO, call, names, parabola, train
 
 every = pytest.mark.parametrize("name", ZOO)
+relaxed = pytest.mark.parametrize("name", names())
 multi = pytest.mark.parametrize("name", names(multi_gradient=True))
 stepwise = pytest.mark.parametrize("name", names(multi_gradient=False))
 
 
-@every
+@relaxed
 def test_the_key_is_an_integer_or_a_typed_key(name):
     entry, (params, grad_fn, _) = ZOO[name], parabola()
     reached = [
@@ -38,7 +39,7 @@ def test_the_key_is_an_integer_or_a_typed_key(name):
         entry.make(key=jax.random.split(jax.random.key(0)))
 
 
-@every
+@relaxed
 def test_vmap_over_keys_gives_independent_noise(name):
     """The sample correlation between members has standard deviation 1/√n."""
     entry, size = ZOO[name], 4000
@@ -252,7 +253,7 @@ def test_the_variance_of_the_estimate_falls_as_one_over_chains(estimator, noise)
         assert variance(num_chains) * num_chains / single == pytest.approx(1, abs=0.08)
 
 
-@every
+@relaxed
 @settings(max_examples=3, deadline=None)
 @given(st.floats(-3, 3), st.floats(-3, 3))
 def test_units_of_loss_and_params_do_not_matter(name, log_loss, log_param):
