@@ -28,7 +28,7 @@ __all__ = ["cole_hopf", "gaussian_convolution"]
 _RESOLVED = 2.0
 """Largest curvature·Δx²/T of a peak that the trapezoidal rule resolves: its error there is T·2exp(−2π²/2) ≈ 1e-4 T."""
 
-_TILE = 16
+_TILE = 8
 """Points summed under one exponential in the logarithmic pass."""
 
 _GREGORY = (9 / 24, 28 / 24, 23 / 24)
@@ -226,18 +226,35 @@ def _by_rows(
     narrow = jnp.take_along_axis(held[4], best, axis=0) * dx**2 > _RESOLVED * held[2]
     shift = jnp.take_along_axis(-held[0] / held[2], best, axis=0) + jnp.take_along_axis(held[3], best, axis=1)
 
-    def peaks_by_laplace(here, best):
-        """Every grid point next to a minimum of f(y) + (x − y)²/(2t) gives one Gaussian integral."""
-        index = jnp.arange(n)
-        distance = signed_distance(here - index, n, boundary).astype(lines.dtype)[:, None] * dx
-        steep = curvature > 1 / (16 * time)
-        safe_curvature = jnp.where(steep, curvature, 1)
-        tilt = slope - distance / time
+    index = jnp.arange(n)
+    steep = curvature > 1 / (16 * time)
+    safe_curvature = jnp.where(steep, curvature, 1 / time)
+    width = jnp.log(time * safe_curvature) / 2
+
+    def peaks(offset, sign, always):
+        """Exponents of the peaks at ``offset`` grid steps from x; ``sign`` is −1 for images in a mirror."""
+        distance = offset.astype(lines.dtype)[:, None] * dx
+        tilt = slope - sign * distance / time
         move = jnp.where(steep, jnp.clip(-tilt / safe_curvature, -dx, dx), 0)
-        own = (steep & (jnp.abs(tilt) <= dx / 2 * safe_curvature)) | (index[:, None] == best[None])
+        own = (steep & (jnp.abs(tilt) <= dx / 2 * safe_curvature)) | always
         least = lines + distance**2 / (2 * time) + (tilt + move * curvature / 2) * move
-        width = jnp.log(time * jnp.where(steep, curvature, 1 / time)) / 2
-        return -temperature * logsumexp(jnp.where(own, -least / temperature - width, -jnp.inf), axis=0)
+        terms = jnp.where(own, -least / temperature - width, -jnp.inf)
+        if boundary != "extrapolate":
+            return terms
+        # The tails count what lies outside: of the peaks next to an end only the part inside is left.
+        sharpness = jnp.sqrt(safe_curvature / temperature)
+        place = index.astype(lines.dtype)[:, None] * dx + move
+        first, last = slice(None, 3), slice(-3, None)
+        terms = terms.at[first].add(log_ndtr(place[first] * sharpness[first]))
+        return terms.at[last].add(log_ndtr(((n - 1) * dx - place[last]) * sharpness[last]))
+
+    def peaks_by_laplace(here, best):
+        """Every grid point next to a minimum of f(y) + (x − y)²/(2t) gives one Gaussian integral, and so do images."""
+        terms = [peaks(signed_distance(here - index, n, boundary), 1, index[:, None] == best[None])]
+        if boundary == "neumann":  # an end point is its own image
+            terms.append(peaks(here + index, -1, False)[1:])
+            terms.append(peaks(here + index - 2 * (n - 1), -1, False)[:-1])
+        return -temperature * logsumexp(jnp.concatenate(terms), axis=0)
 
     @jax.checkpoint  # else the reverse pass keeps n³ exponentials
     def row(inputs):

@@ -63,8 +63,11 @@ def runge_kutta_step(rate: Callable[[Array], Array], values: Array, dt: Array, s
     References:
         Shu & Osher 1988, J. Comput. Phys. 77.
     """
-    first = values + dt * rate(values)
     if stages == 1:
-        return first
-    second = (3 * values + first + dt * rate(first)) / 4
-    return (values + 2 * (second + dt * rate(second))) / 3
+        return values + dt * rate(values)
+
+    # A scan, so that the right-hand side is compiled once and no stage is fused into, and computed again in, the next.
+    def stage(current, kept):
+        return kept * values + (1 - kept) * (current + dt * rate(current)), None
+
+    return jax.lax.scan(stage, values, jnp.asarray([0, 3 / 4, 1 / 3], values.dtype))[0]
