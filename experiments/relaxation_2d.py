@@ -296,6 +296,7 @@ def figure(results: _run.Arrays) -> plt.Figure:
             part = lambda key, name=name: results[f"{name}/{key}"]
             draw_paths(row[0], part, case, part("f"), GRADIENT_DESCENT, part("path_f"))
             row[0].set_title(f"{case.problem.name}: f")
+            row[0].set_ylabel("x₂   [param]")
             for index, time in enumerate(case.times):
                 axis = row[1 + index]
                 draw_paths(axis, part, case, part("u")[index], RELAXED, part("path_u")[index])
@@ -304,6 +305,8 @@ def figure(results: _run.Arrays) -> plt.Figure:
                 )
                 axis.set_title(f"u,  t = {time:g},  T = {case.temperature:g}")
             draw_shares(row[3], results, name)
+        for axis in axes[-1, :3]:
+            axis.set_xlabel("x₁   [param]")
         axes[0, 3].set_title("where descent ends")
     return fig
 
