@@ -1,4 +1,4 @@
-"""optax transformations that descend the relaxed loss."""
+"""optax transformations: descent of the relaxed loss, and rules for the step and the batch."""
 
 from ._relaxed import RelaxedState as RelaxedState
 from .accelerated import AcceleratedState as AcceleratedState
