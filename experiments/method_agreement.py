@@ -245,8 +245,7 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
 
 def order(size: np.ndarray, error: np.ndarray) -> tuple[float, float]:
     """Slope of log error over log size and its standard error; NaN where too few errors lie above rounding."""
-    kept = error > ROUNDING
-    if kept.sum() < 2:
+    if (kept := error > ROUNDING).sum() < 2:
         return math.nan, math.nan
     fit = stats.linregress(np.log(size[kept]), np.log(error[kept]))
     return fit.slope, fit.stderr if kept.sum() > 2 else math.nan
@@ -382,21 +381,19 @@ def _iterations(axis, results) -> None:
     axis.semilogy(iteration, np.maximum(results["iteration_error"], 1e-17), **_style("hopf_lax"))
     axis.semilogy(results["quadrature_points"], results["quadrature_error"], **_style("quadrature"))
     axis.set(xlabel="iterations, or quadrature points", ylabel="largest error of $∇u$")
-    fitted, deviation = rate(results)
-    text = f"hopf_lax, $T = 0$\n× {fitted:.3f} ± {deviation:.3f} ({results['factor']:.3f})\nan iteration"
+    factor = "{:.4f} ± {:.4f}".format(*rate(results))
+    text = f"hopf_lax, $T = 0$\n× {factor} ({results['factor']:.4f})\nan iteration"
     _label_ends(axis, [(1e-13, text, GREY), (1e-5, "quadrature", BLACK)], 0.1)
 
 
 def _agreement(axis, results) -> None:
     names = list(map(str, results["method"]))
     for row, (name, made, stated) in enumerate(zip(names, results["made"], results["stated"], strict=True)):
-        axis.plot(
-            [made, stated], [row, row], "|-", color=_style(name)["color"], lw=1, ms=12, mew=2, markevery=[1]
-        )
-        axis.plot(made, row, "o", color=_style(name)["color"], ms=5)
-    axis.set(
-        xlabel="RMS error of $∇u$ at the same $x$:  ● made  | stated", xscale="log", ylim=(len(names), -1)
-    )
+        line = {"color": _style(name)["color"], "lw": 1, "mew": 2}
+        axis.plot([made, stated], [row, row], "|-", ms=12, markevery=[1], **line)
+        axis.plot(made, row, "o", ms=4, **line)
+    axis.set(xlabel="RMS error of $∇u$ at the same $x$:  ● made  | stated", xscale="log")
+    axis.set_ylim(len(names), -1)
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.tick_params(axis="y", length=0, left=False, labelleft=False, labelright=True)
     axis.spines["left"].set_visible(False)
