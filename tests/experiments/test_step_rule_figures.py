@@ -1,0 +1,69 @@
+"""What the figures on space-adaptive steps and batches claim, on small configurations."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import _stochastic_paths as paths
+from experiments import salr_kmeans
+from jaxopt_pde import problems
+
+
+def test_exact_rule_beats_the_best_schedule_and_estimates_stall():
+    """One centre: exact < best schedule ≈ certainty-equivalent, the bound holds, a running mean stops falling."""
+    config = dataclasses.replace(salr_kmeans.SMOKE, num_paths=128, num_steps=400, num_checkpoints=17)
+    problem = salr_kmeans.make_problem(config, 1)
+    chosen = (
+        salr_kmeans.ORACLE,
+        salr_kmeans.CERTAIN,
+        salr_kmeans.SCHEDULE,
+        "SALR, running mean",
+        "SPS+ (optax)",
+    )
+    every = salr_kmeans.make_methods(config, problem)
+    found = paths.run_paths(problem, {name: every[name] for name in chosen}, jax.random.key(0), 128, 400, 17)
+    distance = {}
+    for name in chosen:
+        excess = found[f"{name}/excess"]
+        distance[name] = 2 * excess[paths.best(excess)]
+    bound = np.asarray(problems.space_adaptive_bound(found["steps"], **problem.rate_constants))
+    claimed = np.asarray(problems.refuted_talk_bound(found["steps"], **problem.rate_constants))
+    mean, margin = paths.mean_and_margin(distance[salr_kmeans.ORACLE])
+    assert np.all(mean <= bound + 1.5 * margin + 1e-5)
+    assert np.all((mean > claimed)[1:])
+    reference = distance[salr_kmeans.SCHEDULE]
+    ratio, width = paths.paired_ratio(distance[salr_kmeans.ORACLE], reference)
+    assert np.all((ratio + width)[found["steps"] >= 10] < 1)
+    ratio, _ = paths.paired_ratio(distance[salr_kmeans.CERTAIN], reference)
+    assert abs(ratio[-1] - 1) < 0.15
+    for name in chosen[3:]:
+        assert distance[name][-1].mean() > 20 * reference[-1].mean()
+        assert paths.log_slope(found["steps"], distance[name].mean(axis=1)) > -0.6
+
+
+def test_paired_ratio_has_no_width_where_the_paths_agree():
+    values = np.array([[1.0, 2.0, 6.0]])
+    ratio, width = paths.paired_ratio(2 * values, values)
+    assert ratio == pytest.approx(2.0)
+    assert width == pytest.approx(0.0)
+    mean, margin = paths.mean_and_margin(values)
+    assert mean == pytest.approx(3.0)
+    assert margin == pytest.approx(1.96 * np.sqrt(7 / 3))
+
+
+def test_slope_and_best_variant():
+    steps = np.array([0, 1, 10, 30, 100])
+    assert paths.log_slope(steps, 3.0 / np.maximum(steps, 1) ** 0.5) == pytest.approx(-0.5)
+    excess = np.ones((3, 2, 4))
+    excess[1, -1] = 0.5
+    excess[2, -1] = np.nan
+    assert paths.best(excess) == 1
+
+
+def test_labels_on_a_logarithmic_axis_keep_order_and_distance():
+    placed = paths.spread_labels(np.array([1e-3, 1.0, 1.1e-3]), 0.2)
+    assert placed[0] < placed[2] < placed[1]
+    assert np.log10(placed[2] / placed[0]) > 0.19
+    assert placed[1] == pytest.approx(1.0)
