@@ -22,11 +22,13 @@ class Method(NamedTuple):
         make: from one row of settings, which are traced numbers, to an optax transformation.
         settings: the grid, [variants, numbers]; a single row where there is nothing to tune.
         exact: whether it is told the exact f − f* and E|∇f_B|² instead of what the minibatch says.
+        watched: names of scalars in the optimiser's state that are looked at too.
     """
 
     make: Callable[[jax.Array], optax.GradientTransformation]
     settings: np.ndarray = np.zeros((1, 1), np.float32)
     exact: bool = False
+    watched: tuple[str, ...] = ()
 
 
 def run_paths(
@@ -48,9 +50,10 @@ def run_paths(
 
     Returns:
         ``steps`` [checkpoints], 0 first, and for every method ``NAME/excess`` [variants, checkpoints, paths], f − f*,
-        and ``NAME/first`` [variants, checkpoints, d], the first of the paths.
+        ``NAME/first`` [variants, checkpoints, d], the first of the paths, and what is watched as ``NAME/SCALAR``, of
+        the shape of the excess.
     """
-    steps = np.unique(np.rint(np.geomspace(1, num_steps, num_checkpoints)).astype(np.int32))
+    steps = np.unique(np.append(0, np.rint(np.geomspace(1, num_steps, num_checkpoints)))).astype(np.int32)
     settings = {name: jnp.asarray(method.settings) for name, method in methods.items()}
 
     def begin(name, row):
@@ -80,9 +83,11 @@ def run_paths(
 
     def look(carries):
         excess = everywhere(lambda name, row, carry: problem.excess_loss(carry[0]), carries)
-        return {f"{name}/excess": values for name, values in excess.items()} | {
-            f"{name}/first": carry[0][:, 0] for name, carry in carries.items()
-        }
+        seen = {f"{name}/excess": values for name, values in excess.items()}
+        for name, (points, state) in carries.items():
+            watched = {f"{name}/{field}": optax.tree.get(state, field) for field in methods[name].watched}
+            seen |= {f"{name}/first": points[:, 0]} | watched
+        return seen
 
     def advance(carries, ends):
         carries = jax.lax.fori_loop(ends[0], ends[1], step, carries)
@@ -95,12 +100,8 @@ def run_paths(
         carries = jax.tree.map(spread, one)
         return jax.lax.scan(advance, carries, ends)[1]
 
-    seen = everything(
-        jnp.stack([jnp.asarray(np.append(0, steps))] * 2, axis=1).at[1:, 0].set(np.append(0, steps[:-1]))
-    )
-    return {"steps": np.append(0, steps)} | {
-        name: np.moveaxis(np.asarray(values), 0, 1) for name, values in seen.items()
-    }
+    seen = everything(np.stack([np.append(0, steps[:-1]), steps], axis=1))
+    return {"steps": steps} | {name: np.moveaxis(np.asarray(values), 0, 1) for name, values in seen.items()}
 
 
 def schedules(

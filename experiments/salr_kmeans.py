@@ -9,9 +9,9 @@ What to see: the exact rule is ahead of the best of sixteen schedules c/(k + k�
 centre by the factor d/(d + 2) that theory gives, and nothing in it was tuned. The certainty-equivalent rule, which
 knows μ, L and q_0 and measures the noise, is level with that best schedule. Whatever puts losses of minibatches in
 place of f stalls: the stochastic Polyak step and its like at once, running means and windows of fixed length at a
-lower floor; a mean over a growing window goes on falling, but as 1/√k. A constant rate and Adam, each the
-best at the end among the rates of its grid, trade speed for a floor. All choices from a grid are made in hindsight, on the paths that are
-shown, which favours what was tuned.
+lower floor; a mean over a growing window goes on falling, but as 1/√k. A constant rate and Adam, each the best at
+the end among the rates of its grid, trade speed for a floor. All choices from a grid are made in hindsight, on the
+paths that are shown, which favours what was tuned.
 """
 
 import dataclasses

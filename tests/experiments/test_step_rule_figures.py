@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import _stochastic_paths as paths
-from experiments import salr_kmeans
+from experiments import adaptive_batch_kmeans, salr_kmeans
 from jaxopt_pde import problems
 
 
@@ -67,3 +67,32 @@ def test_labels_on_a_logarithmic_axis_keep_order_and_distance():
     assert placed[0] < placed[2] < placed[1]
     assert np.log10(placed[2] / placed[0]) > 0.19
     assert placed[1] == pytest.approx(1.0)
+
+
+def test_growing_batches_reach_small_errors_with_fewer_samples():
+    """With exact losses; losses of microbatches need more samples than the best constant batch."""
+    config = dataclasses.replace(
+        adaptive_batch_kmeans.SMOKE,
+        num_paths=64,
+        num_updates=1000,
+        num_checkpoints=61,
+        batch_sizes=(2, 8, 32, 128),
+        targets=(0.02,),
+    )
+    found = adaptive_batch_kmeans.run(config)
+    ratio, low, high = adaptive_batch_kmeans.ratios(found["table_needed"])
+    names = found["method"].tolist()
+    exact, noisy = names.index(adaptive_batch_kmeans.LOSS), names.index(adaptive_batch_kmeans.NOISY)
+    assert low[0, exact] <= ratio[0, exact] <= high[0, exact] < 0.9
+    assert low[0, noisy] > 1
+    batch = found["batch"][0]
+    assert batch[-1] > 10 * batch[batch > 0][0]
+
+
+def test_crossings_are_interpolated_and_infinite_where_there_are_none():
+    samples = np.array([0, 1, 10, 100])
+    means = np.array([[1.0, 1.0, 0.1, 0.01], [1.0, 1.0, 0.5, 0.5]])[..., None]
+    found = adaptive_batch_kmeans.crossings(samples, means, np.array([0.1**1.5, 0.5]))
+    np.testing.assert_allclose(found[:, 0, 0], [10**1.5, 10 ** np.log10(2)])
+    assert found[0, 1, 0] == np.inf
+    assert found[1, 1, 0] == pytest.approx(10.0)
