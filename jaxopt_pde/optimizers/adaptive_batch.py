@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from .. import _validate
 from .._typing import Params, ScalarOrSchedule
-from ._relaxed import evaluate
+from ._relaxed import evaluate, skip_where
 from ._step_statistics import scalar_dtype, squared_norm
 from .batch_size import noise_scale
 
@@ -159,16 +159,22 @@ def adaptive_batch(
         variance, noise_weight = _pooled(
             state.noise_variance, state.noise_weight, batch.batch_deviation, jnp.maximum(count - 1, 0)
         )
-        signal = squared_norm(batch.gradient, dtype) - variance / jnp.maximum(count, 1)
+        full = batch.mini_step >= max_microbatches
+        looked_at = (2 * batch.mini_step >= state.batch_size) & (batch.mini_step >= min_microbatches)
+        if smoothness is not None:
+            looked_at &= (batch.mini_step & (batch.mini_step - 1)) == 0
+        norm = jax.lax.cond(
+            looked_at | full,
+            lambda mean: squared_norm(mean, dtype),
+            lambda mean: jnp.zeros([], dtype),
+            batch.gradient,
+        )
+        signal = norm - variance / jnp.maximum(count, 1)
         known = smoothness is None
         twice_gap = 2 * (batch.batch_value - minimum) if known else signal / number(smoothness)
         allowed = twice_gap - rate * jnp.maximum(signal, 0)  # h·V
-        holds = (noise_weight > 0) & (allowed > 0) & (count * allowed >= rate * variance)
-        holds &= 2 * batch.mini_step >= state.batch_size  # see Good values for this and the next
-        if smoothness is not None:
-            holds &= (batch.mini_step & (batch.mini_step - 1)) == 0
-        full = batch.mini_step >= max_microbatches
-        ready = finite & (full | (holds & (batch.mini_step >= min_microbatches)))
+        holds = looked_at & (noise_weight > 0) & (allowed > 0) & (count * allowed >= rate * variance)
+        ready = finite & (full | holds)
 
         def step(gradient):
             loss = {} if value is None else {"value": batch.batch_value}
@@ -178,7 +184,10 @@ def adaptive_batch(
         def wait(gradient):  # made from an operand, the zeros have the sharding of the step
             return optax.tree.cast_like(optax.tree.zeros_like(gradient), updates), state.inner
 
-        emitted, inner_state = jax.lax.cond(ready, step, wait, batch.gradient)
+        if any(leaf.size > 1 for leaf in jax.tree.leaves(state.inner)):
+            emitted, inner_state = jax.lax.cond(ready, step, wait, batch.gradient)
+        else:  # a step that costs less than the branch: SGD's fuses with the addition to the params
+            emitted, inner_state = skip_where(~ready, *step(batch.gradient), state.inner)
         at_step = lambda new, old: jnp.where(ready, new, old)
         return emitted, batch._replace(
             mini_step=at_step(0, batch.mini_step),
