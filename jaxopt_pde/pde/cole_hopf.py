@@ -21,7 +21,7 @@ from jax.scipy.special import log_ndtr, logsumexp
 from jaxtyping import Array, Float
 
 from .grid import Grid, pad
-from .inf_convolution import Lines, along_axis, best_points, signed_distance, tail_slopes
+from .inf_convolution import Lines, along_axis, hull_points, signed_distance, tail_slopes
 
 __all__ = ["cole_hopf", "gaussian_convolution"]
 
@@ -104,9 +104,14 @@ def gaussian_convolution(
     if "extrapolate" in grid.boundary:
         msg = f"boundary must be 'neumann' or 'periodic' on every axis, got {grid.boundary!r}."
         raise ValueError(msg)
+    return _gaussian_convolution(initial, grid, jnp.asarray(variance, initial.dtype))
+
+
+@functools.partial(jax.jit, static_argnames="grid")
+def _gaussian_convolution(initial: Float[Array, "*shape"], grid: Grid, variance) -> Float[Array, "*shape"]:
     values = initial
     for axis in range(grid.ndim):
-        kernel = jnp.exp(_log_kernel(grid, axis, jnp.asarray(variance, initial.dtype), initial.dtype))
+        kernel = jnp.exp(_log_kernel(grid, axis, variance, initial.dtype))
         kernel = kernel / jnp.sum(kernel, axis=1, keepdims=True)  # narrower than a cell: the identity
         values = along_axis(lambda lines, kernel=kernel: _product(kernel, lines), values, axis)
     return values
@@ -222,7 +227,7 @@ def _by_rows(
     n, dx, boundary = grid.shape[axis], grid.spacing[axis], grid.boundary[axis]
     exponents = -lines / temperature
     held = jax.lax.stop_gradient((lines, time, temperature, log_kernel, curvature))
-    best = best_points(held[0], dx, held[1], boundary)
+    best = hull_points(held[0], dx, held[1], boundary)[0]
     narrow = jnp.take_along_axis(held[4], best, axis=0) * dx**2 > _RESOLVED * held[2]
     shift = jnp.take_along_axis(-held[0] / held[2], best, axis=0) + jnp.take_along_axis(held[3], best, axis=1)
 

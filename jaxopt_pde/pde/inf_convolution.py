@@ -18,14 +18,7 @@ from jaxtyping import Array, Float, Int
 from .. import _validate
 from .grid import Grid, pad
 
-__all__ = [
-    "best_parabola",
-    "best_points",
-    "inf_convolution",
-    "signed_distance",
-    "tail_minimum",
-    "tail_slopes",
-]
+__all__ = ["along_axis", "hull_points", "inf_convolution", "signed_distance", "tail_slopes"]
 
 Lines = Float[Array, "n lines"]
 
@@ -35,8 +28,9 @@ def inf_convolution(
 ) -> Float[Array, "*shape"]:
     """The Moreau envelope u(x, t) = min_y f(y) + |x − y|²/(2t) of a grid function.
 
-    Exact where f is quadratic between neighbouring grid points; O(Δx³) where f is smooth, O(Δx) at kinks of f that
-    open upwards between grid points. O(N) hull steps and O(N log N) look-ups for N points, in any dimension.
+    Exact where f is quadratic between neighbouring grid points; u is O(Δx³) and its slope O(Δx²) where f is smooth, and
+    O(Δx) at kinks of f that open upwards between grid points. O(N) hull steps and O(N log N) look-ups for N points, in
+    any dimension.
 
     Args:
         initial: f on the grid, [*shape].
@@ -65,7 +59,11 @@ def inf_convolution(
         msg = f"initial must have the grid's shape {grid.shape}, got {initial.shape}."
         raise ValueError(msg)
     _validate.check_nonnegative("smoothing_time", smoothing_time)
-    time = jnp.asarray(smoothing_time, initial.dtype)
+    return _inf_convolution(initial, grid, jnp.asarray(smoothing_time, initial.dtype))
+
+
+@functools.partial(jax.jit, static_argnames="grid")
+def _inf_convolution(initial: Float[Array, "*shape"], grid: Grid, time) -> Float[Array, "*shape"]:
     positive = time > 0
     safe_time = jnp.where(positive, time, 1)
     values = initial
@@ -82,9 +80,10 @@ def along_axis(function, values: Float[Array, "*shape"], axis: int) -> Float[Arr
 
 def _pass(values: Lines, *, grid: Grid, axis: int, time: Float[Array, ""]) -> Lines:
     n, dx, boundary = grid.shape[axis], grid.spacing[axis], grid.boundary[axis]
-    best = best_points(jax.lax.stop_gradient(values), dx, jax.lax.stop_gradient(time), boundary)
-    rows = jnp.arange(n)[:, None]
-    minimum, _ = best_parabola(values, rows, best, dx, time, boundary)
+    # The neighbours on the hull too: of two wells that nearly tie, each has its best point between grid points.
+    near = hull_points(jax.lax.stop_gradient(values), dx, jax.lax.stop_gradient(time), boundary)
+    refine = lambda index, reach: _best_on_parabola(values, index, dx, time, boundary, reach)
+    minimum = functools.reduce(jnp.minimum, map(refine, near, (1.0, 0.5, 0.5)))
     if boundary == "extrapolate":
         position = (jnp.arange(n, dtype=values.dtype) * dx)[:, None]
         for slope, end, edge in tail_slopes(values, dx):
@@ -94,33 +93,25 @@ def _pass(values: Lines, *, grid: Grid, axis: int, time: Float[Array, ""]) -> Li
     return minimum
 
 
-def best_parabola(values: Lines, rows, best, dx, time, boundary) -> tuple[Lines, Lines]:
-    """Least value of f(y) + (x − y)²/(2t) next to the best grid points, and its curvature there.
+def _best_on_parabola(values: Lines, index: Int[Array, "n lines"], dx, time, boundary, reach: float) -> Lines:
+    """Least value of f(y) + (x − y)²/(2t) on the parabola through three points, the middle one given for every x.
 
-    Args:
-        values: f along lines, [n, lines].
-        rows: index of x, [m, 1].
-        best: index of the best grid point, [m, lines].
-        dx: spacing.
-        time: t.
-        boundary: of the axis.
-
-    Returns:
-        The minimum of the parabola through three points around ``best`` and its second derivative, [m, lines].
+    Its vertex counts up to ``reach`` cells away: half a cell is the middle point's own.
     """
     n = values.shape[0]
     padded = pad(values, 0, 1, boundary)
-    below, here, above = (jnp.take_along_axis(padded, best + k, axis=0) for k in range(3))
-    distance = signed_distance(rows - best, n, boundary).astype(values.dtype) * dx
+    below, here, above = (jnp.take_along_axis(padded, index + k, axis=0) for k in range(3))
+    distance = signed_distance(jnp.arange(n)[:, None] - index, n, boundary).astype(values.dtype) * dx
     centre = here + distance**2 / (2 * time)
     slope = (above - below) / (2 * dx) - distance / time
     curvature = (above - 2 * here + below) / dx**2 + 1 / time
     # Below the curvature 1/(16t) - a ridge between points - the grid point itself stands.
     steep = curvature > 1 / (16 * time)
     offset = jnp.where(steep, -slope / jnp.where(steep, curvature, 1), 0)
-    offset = jnp.clip(offset, -dx, dx)
+    near = jnp.clip(offset, -dx, dx)
+    offset = near if reach == 1 else jnp.where(jnp.abs(offset) <= reach * dx, near, 0)
     refined = centre + offset * slope + offset**2 * curvature / 2
-    return jnp.minimum(refined, centre), curvature
+    return jnp.minimum(refined, centre)
 
 
 def signed_distance(offset: Int[Array, "..."], n: int, boundary: str) -> Int[Array, "..."]:
@@ -151,23 +142,26 @@ def tail_minimum(position: Lines, slope, end, time, edge: int) -> Lines:
     return jnp.where(outside, end[None] + slope[None] * (position - time * slope[None] / 2), jnp.inf)
 
 
-def best_points(values: Lines, dx: float, time, boundary: str) -> Int[Array, "n lines"]:
-    """Index of the grid point y with the least f(y) + (x − y)²/(2t), for every x, by convex hulls.
+def hull_points(values: Lines, dx: float, time, boundary: str) -> Int[Array, "3 n lines"]:
+    """For every x the grid point y with the least f(y) + (x − y)²/(2t), and the two next to it on the convex hull.
 
     Args:
         values: f along lines, [n, lines].
         dx: spacing.
         time: t > 0.
         boundary: of the axis; a reflected image is never nearer than the point itself, a wrapped one may be.
+
+    Returns:
+        Indices: the best point, the one before it and the one after it on the hull.
     """
     n = values.shape[0]
     if boundary == "periodic":  # one image at either side: the nearest is always as good as the others
-        return best_points(jnp.concatenate([values] * 3), dx, time, "")[n : 2 * n] % n
+        return hull_points(jnp.concatenate([values] * 3), dx, time, "")[:, n : 2 * n] % n
     scale = jnp.asarray(time / dx**2, values.dtype)
-    return jax.vmap(functools.partial(_hull_of_line, scale=scale), in_axes=1, out_axes=1)(values)
+    return jax.vmap(functools.partial(_hull_of_line, scale=scale), in_axes=1, out_axes=2)(values)
 
 
-def _hull_of_line(line: Float[Array, " n"], scale) -> Int[Array, " n"]:
+def _hull_of_line(line: Float[Array, " n"], scale) -> Int[Array, "3 n"]:
     """Monotone chain in units of dx: points (j, j²/2 + scale·f_j), then the vertex touched by every slope i."""
     n = line.shape[0]
     # Measured from the middle, so that float32 keeps its digits.
@@ -196,4 +190,5 @@ def _hull_of_line(line: Float[Array, " n"], scale) -> Int[Array, " n"]:
     real = position < size - 1
     following = jnp.where(real, stack[jnp.minimum(position + 1, n - 1)], stack + 1)
     breaks = jnp.where(real, slope(stack, jnp.minimum(following, n - 1)), jnp.inf)
-    return stack[jnp.searchsorted(breaks, index)]
+    touched = jnp.searchsorted(breaks, index)
+    return jnp.stack([stack[jnp.clip(touched + side, 0, size - 1)] for side in (0, -1, 1)])

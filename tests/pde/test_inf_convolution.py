@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxopt_pde import pde
-from jaxopt_pde.pde.inf_convolution import best_points
+from jaxopt_pde.pde.inf_convolution import hull_points
 from tests.pde import oracles
 
 BOUNDARIES = ("neumann", "periodic", "extrapolate")
@@ -84,7 +84,7 @@ def test_hulls_find_the_best_grid_point(x64, boundary):
         -((index * dx) ** 2) / 2,
     ]
     lines = np.stack(lines, axis=1)
-    find = jax.jit(lambda values, time: best_points(values, dx, time, boundary))
+    find = jax.jit(lambda values, time: hull_points(values, dx, time, boundary)[0])
     gap = (index[:, None] - index) * dx
     if boundary == "periodic":
         gap -= np.round(gap)
