@@ -1,4 +1,8 @@
-"""One session-wide setting: strict ranks, and eight CPU devices so that meshes can be tested anywhere."""
+"""Session-wide settings: strict ranks, eight CPU devices so that meshes can be tested anywhere, a compilation cache."""
+
+import atexit
+import shutil
+import tempfile
 
 import hypothesis
 import jax
@@ -9,6 +13,14 @@ hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compiling is most of the suite's time, and many tests build the same program from new functions. The cache is this
+# process's own and dies with it: nothing stale, nothing half written by another worker.
+_cache = tempfile.mkdtemp(prefix="jaxopt_pde-tests-")
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", _cache)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_addoption(parser):
