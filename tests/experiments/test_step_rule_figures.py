@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import _stochastic_paths as paths
-from experiments import adaptive_batch_kmeans, salr_kmeans
+from experiments import adaptive_batch_kmeans, salr_kmeans, salr_logistic
 from jaxopt_pde import problems
 
 
@@ -96,3 +96,24 @@ def test_crossings_are_interpolated_and_infinite_where_there_are_none():
     np.testing.assert_allclose(found[:, 0, 0], [10**1.5, 10 ** np.log10(2)])
     assert found[0, 1, 0] == np.inf
     assert found[1, 1, 0] == pytest.approx(10.0)
+
+
+def test_exact_rule_on_real_data_needs_no_tuning():
+    """Breast cancer, early: near the best schedule in hindsight, ahead of all that sees minibatches only."""
+    names = (salr_logistic.ORACLE, salr_logistic.SCHEDULE, salr_logistic.SIGNAL, "SALR, instantaneous")
+    config = dataclasses.replace(salr_logistic.SMOKE, cancer_paths=16, cancer_steps=300)
+    case = salr_logistic.make_case(config, "breast cancer")
+    methods = salr_logistic.make_methods(config, case.problem)
+    chosen = {name: methods[name] for name in names}
+    found = paths.run_paths(case.problem, chosen, jax.random.key(1), case.num_paths, case.num_steps, 9)
+    last = {
+        name: salr_logistic.errors({f"x/{key}": a for key, a in found.items()}, "x", name)[-1]
+        for name in names
+    }
+    ratio, width = paths.paired_ratio(last[salr_logistic.ORACLE], last[salr_logistic.SCHEDULE])
+    assert ratio - width < 1.1
+    for name in names[2:]:
+        assert last[name].mean() > 2 * last[salr_logistic.ORACLE].mean()
+    assert case.problem.dimension == 31
+    rate = found[f"{salr_logistic.ORACLE}/learning_rate"][0].mean(axis=-1)
+    assert rate[-1] < rate[1:].max() / 3
