@@ -11,9 +11,10 @@ which the bound holds at all steps, min_k (1/q_k − 1/q₀)/k. Within a dimensi
 their z-scores are not independent.
 
 What to see: no configuration is below the proved constant by more than the error of the Monte Carlo estimate, and at
-L = μ all measured constants are the proved one. The claim fails wherever σ²/μ² outweighs (L/μ − 1) q₀: there at the
-first step already, in every dimension, and with tangential noise, or Gaussian noise from dimension 3 on, at all later
-ones. Where the term with L − μ dominates, both constants are nearly the same and the rule is far better than either.
+L = μ all measured constants are the proved one. There the claim fails at the first step in every configuration, and
+with tangential noise, or Gaussian noise from dimension 3 on, still at the last. Otherwise it fails where σ²/μ² is
+many times (L/μ − 1) q₀, from L/μ = 3 on only if x₀ lies along the least curvature. Where the term with L − μ dominates,
+both constants are nearly the same and the rule is far better than either.
 """
 
 import dataclasses
