@@ -9,5 +9,6 @@ quickstart:
 	python -m experiments run quickstart
 benchmarks:  ## needs `pip install -e ".[benchmarks]"`
 	python benchmarks/optimizer_overhead.py
+	python benchmarks/step_rules.py
 	python benchmarks/models.py
 	python benchmarks/pde.py

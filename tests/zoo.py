@@ -104,7 +104,7 @@ RULES = {
     ),
     "scale_by_certainty_equivalent": _rule(
         jaxopt_pde.scale_by_certainty_equivalent,
-        {"strong_convexity": 1.0, "smoothness": 2.0, "initial_squared_distance": 4.0},
+        {"strong_convexity": 1.0, "smoothness": 2.0, "initial_sq_distance": 4.0},
         _parts,
         "smoothness",
         _clipped,

@@ -122,7 +122,7 @@ def batch_size_controller(
     f_min: ScalarOrSchedule = 0.0,
     min_batch_size: int = 1,
     max_batch_size: int,
-    dataset_size: int | None = None,
+    num_examples: int | None = None,
     decay: float = 0.9,
 ) -> BatchSizeController:
     """Proposes batch sizes for a loop on the host that may change shapes, few of them.
@@ -138,7 +138,7 @@ def batch_size_controller(
         f_min: f*, the least value the caller means to reach [loss]; a schedule of observations.
         min_batch_size: least size, and the first one.
         max_batch_size: greatest size.
-        dataset_size: n, for batches drawn without replacement; None means with replacement.
+        num_examples: n, for batches drawn without replacement; None means with replacement.
         decay: of the running means, in [0, 1); 0 uses the last observation alone.
 
     Returns:
@@ -149,7 +149,7 @@ def batch_size_controller(
         proposes the greatest.
 
     Raises:
-        ValueError, TypeError: for a size that is not a positive integer, sizes that exceed ``dataset_size`` or each
+        ValueError, TypeError: for a size that is not a positive integer, sizes that exceed ``num_examples`` or each
             other, and numbers out of range; the message names it.
 
     Good values:
@@ -175,10 +175,10 @@ def batch_size_controller(
     if max_batch_size < min_batch_size:
         msg = f"max_batch_size must be at least min_batch_size={min_batch_size}, got {max_batch_size}."
         raise ValueError(msg)
-    if dataset_size is not None:
-        _validate.check_count("dataset_size", dataset_size)
-        if max_batch_size > dataset_size:
-            msg = f"max_batch_size must not exceed dataset_size={dataset_size}, got {max_batch_size}."
+    if num_examples is not None:
+        _validate.check_count("num_examples", num_examples)
+        if max_batch_size > num_examples:
+            msg = f"max_batch_size must not exceed num_examples={num_examples}, got {max_batch_size}."
             raise ValueError(msg)
 
     def init() -> BatchSizeState:
@@ -194,7 +194,7 @@ def batch_size_controller(
         gap, signal, variance = (mean + weight * (new - mean) for mean, new in zip(means, seen, strict=True))
         needed = 1.0
         if rate > 0:
-            needed = _required(max(variance, 0.0), max(signal, 0.0), gap, rate, dataset_size)
+            needed = _required(max(variance, 0.0), max(signal, 0.0), gap, rate, num_examples)
         size = min_batch_size
         while size < min(needed, max_batch_size):
             size = min(2 * size, max_batch_size)

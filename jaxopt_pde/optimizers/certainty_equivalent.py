@@ -28,21 +28,21 @@ class CertaintyEquivalentState(NamedTuple):
         count: updates so far (int32); schedules read it.
         learning_rate: the step h just taken [param²/loss].
         notfinite_count: updates without a step because gradient or noise was not finite (int32).
-        squared_distance: q̂, what E|x − x*|² is thought to be after this step [param²].
+        sq_distance: q̂, what E|x − x*|² is thought to be after this step [param²].
         noise_variance: running mean of E|g − ∇f|² [loss²/param²].
     """
 
     count: Int[Array, ""]
     learning_rate: Float[Array, ""]
     notfinite_count: Int[Array, ""]
-    squared_distance: Float[Array, ""]
+    sq_distance: Float[Array, ""]
     noise_variance: Float[Array, ""]
 
 
 def scale_by_certainty_equivalent(
     strong_convexity: ScalarOrSchedule,
     smoothness: ScalarOrSchedule,
-    initial_squared_distance: float,
+    initial_sq_distance: float,
     *,
     decay: ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -60,7 +60,7 @@ def scale_by_certainty_equivalent(
         strong_convexity: μ > 0 in [loss/param²]; where it exceeds L it is lowered to L, above which the rule
             diverges.
         smoothness: L > 0 in [loss/param²]; h never exceeds 1/L.
-        initial_squared_distance: q̂_0 > 0, a guess of |x_0 − x*|² in [param²].
+        initial_sq_distance: q̂_0 > 0, a guess of |x_0 − x*|² in [param²].
         decay: of the running mean of the noise, in [0, 1); None: a window that grows with the count.
 
     Extra args of ``update``:
@@ -105,7 +105,7 @@ def scale_by_certainty_equivalent(
     """
     _validate.check_positive("strong_convexity", strong_convexity)
     _validate.check_positive("smoothness", smoothness)
-    _validate.check_positive("initial_squared_distance", initial_squared_distance)
+    _validate.check_positive("initial_sq_distance", initial_sq_distance)
     if decay is not None:
         _validate.check_fraction("decay", decay)
 
@@ -113,7 +113,7 @@ def scale_by_certainty_equivalent(
         _validate.check_float_tree("params", params, allow_masked=True)
         dtype, count = scalar_dtype(params), [jnp.zeros([], jnp.int32) for _ in range(2)]
         zero = [jnp.zeros([], dtype) for _ in range(2)]
-        distance = jnp.array(initial_squared_distance, dtype)
+        distance = jnp.array(initial_sq_distance, dtype)
         return CertaintyEquivalentState(count[0], zero[0], count[1], distance, zero[1])
 
     def update(updates, state, params=None, *, microbatch_gradients=None, noise_variance=None, **extra_args):
@@ -141,13 +141,13 @@ def scale_by_certainty_equivalent(
         variance = jnp.where(samples == 0, mean, state.noise_variance)
         largest = number(smoothness)
         curvature = jnp.minimum(number(strong_convexity), largest)
-        distance = _at_least(state.squared_distance, initial_squared_distance, samples, curvature, variance)
+        distance = _at_least(state.sq_distance, initial_sq_distance, samples, curvature, variance)
         step = _step(curvature * distance, largest, variance)
         return scale_finite(step, finite, updates), CertaintyEquivalentState(
             optax.safe_increment(state.count),
             jnp.where(finite, step, 0),
             state.notfinite_count + (~finite).astype(jnp.int32),
-            keep((1 - curvature * step) * distance, state.squared_distance),
+            keep((1 - curvature * step) * distance, state.sq_distance),
             keep(mean, state.noise_variance),
         )
 

@@ -59,7 +59,7 @@ BAD = {
     "window": [0],
     "strong_convexity": [0.0],
     "smoothness": [0.0, float("inf")],
-    "initial_squared_distance": [0.0],
+    "initial_sq_distance": [0.0],
     "initial_gap": [0.0],
     "patience": [0],
     "max_microbatches": [0],

@@ -187,7 +187,7 @@ def test_the_controller_proposes_few_sizes_and_the_right_ones(x64):
 def test_the_controller_knows_finite_data():
     """Brute force: without replacement E|g_b|² = |∇f|² + σ²/b (n − b)/(n − 1), and all data are always enough."""
     n, rate = 64, 0.5
-    controller = jaxopt_pde.batch_size_controller(rate, max_batch_size=n, dataset_size=n, decay=0.0)
+    controller = jaxopt_pde.batch_size_controller(rate, max_batch_size=n, num_examples=n, decay=0.0)
     rng = np.random.default_rng(1)
     for _ in range(100):
         gap, variance = np.exp(rng.uniform(-6, 1)), np.exp(rng.uniform(-2, 2))
@@ -207,7 +207,7 @@ def test_the_controller_knows_finite_data():
         ({"max_batch_size": 0}, "max_batch_size must be at least 1, got 0"),
         ({"max_batch_size": 8, "min_batch_size": -1}, "min_batch_size must be at least 1, got -1"),
         ({"max_batch_size": 8, "min_batch_size": 16}, "at least min_batch_size=16, got 8"),
-        ({"max_batch_size": 80, "dataset_size": 64}, "must not exceed dataset_size=64, got 80"),
+        ({"max_batch_size": 80, "num_examples": 64}, "must not exceed num_examples=64, got 80"),
     ],
 )
 def test_impossible_sizes_raise(bad, match):

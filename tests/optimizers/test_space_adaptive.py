@@ -102,7 +102,7 @@ def test_what_is_not_finite_moves_nothing_and_is_counted(name, what, bad):
     np.testing.assert_array_equal(updates, 0)
     counted, state = (s.inner if name == "target_level" else s for s in (after, state))
     assert int(counted.notfinite_count) == 1
-    kept = ("statistics", "outer", "squared_distance", "noise_variance", "signal", "gradient", "displacement")
+    kept = ("statistics", "outer", "sq_distance", "noise_variance", "signal", "gradient", "displacement")
     for field in kept:
         if hasattr(counted, field):
             chex.assert_trees_all_equal(getattr(counted, field), getattr(state, field))
@@ -113,7 +113,7 @@ def test_units_do_not_matter(name, x64):
     """f → c f, x → s x: rates by s²/c, curvatures by c/s², squared distances by s², losses by c; the path by s."""
     entry, c, s = RULES[name], 8.0, 0.25
     unit = {"max_learning_rate": s**2 / c, "learning_rate": s**2 / c, "strong_convexity": c / s**2}
-    unit |= {"smoothness": c / s**2, "initial_squared_distance": s**2, "initial_gap": c}
+    unit |= {"smoothness": c / s**2, "initial_sq_distance": s**2, "initial_gap": c}
     scaled = {
         key: value * unit.get(key, 1) if key != "inner" else value for key, value in entry.arguments.items()
     }

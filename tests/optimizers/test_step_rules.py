@@ -157,7 +157,7 @@ def test_the_recursion_of_certainty_equivalence(x64):
         q *= 1 - mu * h
         np.testing.assert_allclose(state.learning_rate, h, rtol=1e-13)
         np.testing.assert_allclose(updates, h * g, rtol=1e-13)
-    np.testing.assert_allclose(state.squared_distance, q, rtol=1e-13)
+    np.testing.assert_allclose(state.sq_distance, q, rtol=1e-13)
     _, quiet = tx.update(g, tx.init(g), noise_variance=0.0)
     assert float(quiet.learning_rate) == 1 / largest
 
@@ -171,7 +171,7 @@ def test_an_underestimated_noise_is_forgotten(x64):
     for k in range(100):
         _, states[0] = update(states[0], 1.0)
         _, states[1] = update(states[1], 1e-6 if k == 0 else 1.0)
-    np.testing.assert_allclose(states[1].squared_distance, states[0].squared_distance, rtol=0.2)
+    np.testing.assert_allclose(states[1].sq_distance, states[0].sq_distance, rtol=0.2)
 
 
 def test_signal_to_noise_never_exceeds_the_space_adaptive_step(x64):
