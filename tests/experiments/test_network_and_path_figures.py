@@ -1,11 +1,11 @@
-"""What the figures of optimizer_paths claim, on small configurations."""
+"""What the figures of optimizer_paths and salr_network claim, on small configurations."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from experiments import optimizer_paths
+from experiments import optimizer_paths, salr_network
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +37,18 @@ def test_every_method_spends_the_same_gradients(drawn):
     entropy = drawn["points"][list(drawn["method"]).index("Entropy-SGD"), 0]
     moved = np.flatnonzero(np.any(np.diff(entropy, axis=0) != 0, axis=-1)) + 1
     assert set(moved) <= {20, 40, 60, 80}
+
+
+def test_the_network_rules_keep_their_greatest_step():
+    """Far from fitted, the space-adaptive rate is SGD's constant one."""
+    config = dataclasses.replace(
+        salr_network.SMOKE,
+        methods=("SGD, constant", "SALR, one minibatch"),
+        rates=(0.01, 0.1),
+        num_gradients=40,
+    )
+    found = salr_network.run(config)
+    assert np.all(found["step"] <= found["rate"][:, None] * (1 + 1e-6))
+    np.testing.assert_allclose(found["step"][1], found["step"][0], rtol=0.02)
+    np.testing.assert_allclose(found["train_loss"][1], found["train_loss"][0], rtol=0.02)
+    assert [len(row) for row in salr_network.table(found)[1]] == [8, 8]
