@@ -9,11 +9,11 @@ not counted: it says what the rule could do, not what it costs.
 What to see: the exact rule, with nothing tuned, is ahead of the best of sixteen schedules c/(k + k₀) at every step on
 digits; on breast cancer it is behind for some twenty steps, where that schedule starts at 4/L, ahead for most of the
 others and level at the end. Everything that can be had without all data pays for what it does not know. The
-certainty- equivalent rule knows λ, L and |x_0 − x*| and measures the noise: it has no floor, but λ is the least
+certainty-equivalent rule knows λ, L and |x_0 − x*| and measures the noise: it has no floor, but λ is the least
 curvature and L the largest, far apart here, so that its steps are too short at first and too long later, and its
 error is about twice that of the best schedule, where on k-means it was level. The signal-to-noise rule, which knows L
 alone, takes steps that are too short throughout. Rules with losses of minibatches in place of f are told f* here and
-still level off, at once with single minibatches (also optax's stochastic Polyak step), later with running means.
+still fall behind, at once with single minibatches (also optax's stochastic Polyak step), later with running means.
 Schedule, constant rate and Adam are each the best at the end of the rates of a grid, in hindsight on the paths that
 are shown.
 """
