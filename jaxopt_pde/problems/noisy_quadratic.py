@@ -37,8 +37,8 @@ def noisy_quadratic(
         "radial"       e = ±√s₁ u, either sign with probability ½
         "tangential"   e = √s₁ v, v uniform on the unit sphere orthogonal to u
 
-    Every f_B has the value f* at x*. So f_B(x) − f* tells a step-size rule more than minibatch losses usually do: Polyak's
-    rule fed with it converges to rounding. Give such rules the exact loss, or the losses of :func:`kmeans`.
+    Every f_B has the value f* at x*. So f_B(x) − f* tells a step-size rule more than minibatch losses usually do:
+    Polyak's rule fed with it converges to rounding. Give such rules the exact loss, or the losses of :func:`kmeans`.
 
     Args:
         hessian: A, symmetric positive definite [d, d], or its diagonal [d] (a number stands for d = 1), in
