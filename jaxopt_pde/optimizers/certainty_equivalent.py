@@ -83,7 +83,9 @@ def scale_by_certainty_equivalent(
         large than too small: on isotropic losses it hardly matters, at condition number 20 after 2000 steps ten
         times too large costs 2 %, ten times too small 60 %. μ too small costs its factor (half of μ: about 1.5
         times the error); μ twice too large is harmless below L. **It fails** where the loss is not strongly convex,
-        and where μ is far too small: the step then falls too slowly.
+        and where μ is far too small: the step then falls too slowly. On logistic regression with μ the
+        regularisation and condition numbers near 300 it ends at 1.9 to 2.2 times the error of the best c/(k + k₀)
+        (``python -m experiments run salr_logistic``).
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxopt_pde

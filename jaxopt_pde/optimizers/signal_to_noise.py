@@ -71,7 +71,8 @@ def scale_by_signal_to_noise(
         L the largest curvature, or 1/L the largest learning rate at which plain SGD is stable. **It fails** near
         x*, where |∇f|² is smaller than the error of its mean, about S/√(w d) for a window w: with a fixed ``decay``
         the step falls no further and the error stays at a floor; with None it keeps falling, more slowly than 1/k.
-        If μ is known :func:`scale_by_certainty_equivalent` does better.
+        If μ is known :func:`scale_by_certainty_equivalent` does better: on logistic regression with real data this
+        rule ends at 7 to 26 times the error of the best c/(k + k₀) (``python -m experiments run salr_logistic``).
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxopt_pde
