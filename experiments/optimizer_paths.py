@@ -6,7 +6,7 @@ Nesterov and accelerated SGD share the first column, the methods that scale ever
 has the space-adaptive rate, with the exact loss and the exact E|g|², and Entropy-SGD, whose outer step moves to the
 mean of an inner chain and so costs as many gradients as the chain has steps.
 
-Each method has one number from the one grid of its surface: its learning rate, the greatest step of the
+Each method has one number from one grid, chosen for each surface: its learning rate, the greatest step of the
 space-adaptive rate, the inner rate of Entropy-SGD. It is the least whose final f − f* is within 1.1 times the best
 geometric mean over one half of the random starts; curves and table are made of the other half. Look for the zigzag of
 gradient descent across the valley and the overshooting of momentum along it; for noise, where a constant rate must be
