@@ -8,8 +8,8 @@ that falls to 0 as a cosine, with and without momentum, and Adam, also with a co
 
 Each method has one number from the same grid, chosen by its validation error at the end: the learning rate, the
 greatest step of the space-adaptive rate, 1/L of the signal-to-noise rule. Test errors are reported for that number
-only. Look at the step sizes on the right: the network can fit its data, 2f/|g|² stays above any step that is stable,
-and the space-adaptive rate sits at the greatest one allowed from first to last. It is SGD with a constant rate, no
+only. Look at the step sizes on the right: the network can fit its data, and at the chosen number the space-adaptive
+rate sits at the greatest step allowed from first to last. It is SGD with a constant rate, no
 better and no worse, except that the rule of single minibatches bears twice the rate before it diverges. The target
 level lowers the step about as a cosine does; the signal-to-noise rule lowers it too early and loses. So nothing is
 saved: in the last panel, the error against the number that is tuned, all have the same kind of valley, and momentum
