@@ -73,7 +73,8 @@ def adaptive_batch(
     from the microbatches in hand, which must be independent.
 
     Args:
-        inner: any optax optimiser; it and its schedules run once a batch, on the mean gradient ḡ.
+        inner: any optax optimiser; its schedules tick once a batch, when it is given the mean gradient ḡ. One that
+            keeps no tree of state is run every time and its step discarded, which costs less than a branch.
         learning_rate: h ≥ 0 in [param²/loss], the step that ``inner`` takes; a schedule of its steps.
         f_min: f*, see :func:`scale_by_space_adaptive` [loss]; a schedule of steps.
         smoothness: L > 0 in [loss/param²], for the rule without losses; None uses ``value`` and f_min.
@@ -101,10 +102,10 @@ def adaptive_batch(
 
     Good values:
         h from 1/(4L) to 1/(2L): at 1/L the rule may ask for infinite batches, below it never does. On means in the
-        plane an exact ``value`` (f evaluated on all data) needs at any error fewer gradients than the constant
-        batch that is best for that error, 2 to 5 times fewer at small errors; ``smoothness``, which knows neither f
-        nor f*, needs as many as that best one. **Losses of microbatches stall** where f − f_min is below the error
-        of their mean, s/√b, far above what a batch of b resolves of ∇f: prefer ``smoothness``.
+        plane an exact ``value`` (f evaluated on all data) needs no more gradients than the constant
+        batch that is best for the error asked for, at small errors 2 to 3 times fewer; ``smoothness``, which knows
+        neither f nor f*, needs about as many as that best one. **Losses of microbatches stall** where f − f_min is
+        below the error of their mean, s/√b, far above what a batch of b resolves of ∇f: prefer ``smoothness``.
         A rule that looks at every microbatch stops at the lucky ones. So a batch is never less than half the last
         one, and with ``smoothness`` only powers of two are looked at. ``limited_count`` says how often
         ``max_microbatches`` decided.
