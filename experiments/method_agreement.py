@@ -72,7 +72,7 @@ class Config:
 
 
 SMOKE = Config(
-    schemes=("godunov", "central"), grid_points=(32, 64), gradients=(64, 1024), step_sizes=(0.5,), num_positions=4,
+    schemes=("godunov",), grid_points=(32, 64), gradients=(64, 256), step_sizes=(0.5,), num_positions=4,
     num_seeds=4, bias_gradients=2**10, iterations=30, quadrature_points=(9, 25),
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ import pytest
 from experiments import relaxation_1d, relaxation_2d
 
 
+@pytest.mark.slow
 def test_claims_in_one_dimension():
     """All in one test: workers would each run the experiment again."""
     line = {name: np.asarray(array) for name, array in relaxation_1d.run(relaxation_1d.SMOKE).items()}
@@ -16,6 +17,7 @@ def test_claims_in_one_dimension():
     check_that_one_start_may_fail(line)
 
 
+@pytest.mark.slow
 def test_claims_in_two_dimensions():
     plane = {name: np.asarray(array) for name, array in relaxation_2d.run(relaxation_2d.SMOKE).items()}
     check_that_the_wide_well_wins(plane)

@@ -93,7 +93,14 @@ def measure(num_chains, num_steps, x, repeats=60, **options):
 
 @pytest.mark.parametrize(
     ("noise", "num_chains", "num_steps"),
-    [*(("gaussian", *split) for split in BUDGET), ("rademacher", 20, 20), ("rademacher", 100, 4)],
+    [
+        *(
+            pytest.param("gaussian", *split, marks=[pytest.mark.slow] if split in BUDGET[1::2] else [])
+            for split in BUDGET
+        ),
+        ("rademacher", 20, 20),
+        pytest.param("rademacher", 100, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_rmse_at_400_gradients_is_that_of_the_chains_own_theory(noise, num_chains, num_steps, x64):
     """Every estimator at every split of 400 gradients into chains and steps, within 10 %: 60 repeats, seeds 100-159."""
@@ -111,7 +118,7 @@ def test_rmse_at_400_gradients_is_that_of_the_chains_own_theory(noise, num_chain
 
 
 @pytest.mark.parametrize(("num_chains", "num_steps"), BUDGET)
-@pytest.mark.parametrize("size", [0.25, 1.0])
+@pytest.mark.parametrize("size", [pytest.param(0.25, marks=pytest.mark.slow), 1.0])
 def test_the_estimated_control_variate_beats_both_others(num_chains, num_steps, size, x64):
     """With c found from the chains alone. Several chains of 20 steps or more do no worse than 1.1 times the known
     c = 1/(1 + t tr(A)/d); a single chain, whose c is noisy, is only asked to be the best of the three.
