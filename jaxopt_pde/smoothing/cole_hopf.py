@@ -48,7 +48,7 @@ def cole_hopf(
 
     The least energy is subtracted before exponentials are taken, so no temperature overflows. What suffers for
     small T or many dimensions is the *effective sample size* 1/Σw²: watch it in ``info``, and move the
-    proposal: y = μ + s √(tT) ξ around μ = ``proposal_mean``, with the weights corrected. μ at the minimiser of
+    proposal: y = z + s √(tT) ξ around z = ``proposal_mean``, with the weights corrected. z at the minimiser of
     f(y) + |x − y|²/(2t), found by :func:`~jaxopt_pde.smoothing.hopf_lax`, keeps it high as T → 0.
 
     Args:
@@ -62,7 +62,7 @@ def cole_hopf(
         antithetic: draw ξ in pairs ±ξ (static).
         estimator: of ∇u: ``"displacement"`` Σ w (x − y)/t, which needs no gradients of f; ``"gradient"`` Σ w ∇f(y); or
             ``"control_variate"`` D + c (G − D), with the c in [0, 1] of least estimated variance.
-        proposal_mean: μ, a tree like ``params``, held constant when differentiating; None means x.
+        proposal_mean: z, a tree like ``params``, held constant when differentiating; None means x.
         proposal_scale: s > 0. Weights stay bounded if s² ≥ 1/(1 + tλ) for the least curvature λ of f; about
             1/√(1 + tλ_mean) serves best.
         accumulator_dtype: dtype of noise and averages; None means that of ``params`` but at least float32. ``loss_fn``
@@ -107,7 +107,7 @@ def cole_hopf(
     _validate.check_positive("proposal_scale", proposal_scale)
     _validate.check_count("num_samples", num_samples, minimum=2)
     if antithetic and num_samples % 2:
-        msg = f"num_samples must be even with antithetic=True (pairs μ ± ξ), got {num_samples!r}."
+        msg = f"num_samples must be even with antithetic=True (pairs z ± ξ), got {num_samples!r}."
         raise ValueError(msg)
     _validate.check_choice("estimator", estimator, _ESTIMATORS)
     _validate.check_float_dtype("accumulator_dtype", accumulator_dtype)
@@ -118,7 +118,7 @@ def cole_hopf(
     anchor = cast_up(params, accumulator_dtype)
     dtype = _kernel.scalar_dtype(anchor)
     time, heat, scale = (jnp.asarray(a, dtype) for a in (smoothing_time, temperature, proposal_scale))
-    shift = None  # μ − x
+    shift = None  # z − x
     if proposal_mean is not None:
         _validate.check_same_tree("proposal_mean", proposal_mean, params)
         mean = jax.lax.stop_gradient(cast_like(jax.tree.map(jnp.asarray, proposal_mean), anchor))
@@ -138,7 +138,7 @@ def cole_hopf(
             value, gradient = jax.value_and_grad(loss)(position)
             gradient = cast_like(gradient, anchor)
         step = jax.tree.map(lambda xi: sigma.astype(xi.dtype) * xi, noise)
-        # −T log [exp(−f/T) N(y; x, tT) / N(y; μ, s² tT)], up to −T d log s, which `_value` adds.
+        # −T log [exp(−f/T) N(y; x, tT) / N(y; z, s² tT)], up to −T d log s, which `_value` adds.
         energy = value
         if not _is_one(proposal_scale):
             energy = energy - heat * (1 - scale**2) * squared_norm(noise, dtype) / 2

@@ -48,7 +48,7 @@ def quadrature(
     The rule converges faster than any power of the spacing where f is smooth, since the integrand vanishes at the
     edge of the box. The box is found from the loss: rings around x out to 200 times the present radius show how far
     φ comes within 40 T of its minimum, then the box is zoomed, and turned into the principal axes of what is kept,
-    16 times. A cell is dropped only if φ there, less its differences to the neighbours, lies more than 40 T above the
+    24 times. A cell is dropped only if φ there, less its differences to the neighbours, lies more than 40 T above the
     minimum; so several wells are kept, and a narrow peak (T → 0) is found as long as the search grid sees its
     basin. Sums are taken after the minimum is subtracted, so small T is safe.
 
