@@ -106,7 +106,7 @@ PROBLEMS = {
 }
 
 
-@pytest.fixture(params=PROBLEMS)
+@pytest.fixture(params=["means", pytest.param("least squares", marks=pytest.mark.slow)])
 def tuned(request):
     """A problem, and the excess loss of the best of 6 schedules c/(k + k₀) at the end of its run."""
     curvatures, noise, start = PROBLEMS[request.param]

@@ -234,7 +234,9 @@ QUADRATICS = {  # d: (A, b, points an axis, T): resolved and, in 3-D, wide enoug
 }
 
 
-@pytest.mark.parametrize("dimension", QUADRATICS)
+@pytest.mark.parametrize(
+    "dimension", [pytest.param(d, marks=[pytest.mark.slow] if d == 3 else []) for d in QUADRATICS]
+)
 def test_quadratics(x64, dimension):
     """The closed form where the box is out of reach: 7 standard deviations sqrt(T/λ) within 4 - 1 around |x| <= 1/2."""
     hessian, linear, n, temperature = map(np.asarray, QUADRATICS[dimension])

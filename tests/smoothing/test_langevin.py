@@ -117,7 +117,10 @@ def test_rmse_at_400_gradients_is_that_of_the_chains_own_theory(noise, num_chain
     assert measured == pytest.approx(exponential.relative_rmse("displacement", num_chains), rel=0.1)
 
 
-@pytest.mark.parametrize(("num_chains", "num_steps"), BUDGET)
+@pytest.mark.parametrize(
+    ("num_chains", "num_steps"),
+    [pytest.param(*split, marks=[pytest.mark.slow] if split in BUDGET[::2] else []) for split in BUDGET],
+)
 @pytest.mark.parametrize("size", [pytest.param(0.25, marks=pytest.mark.slow), 1.0])
 def test_the_estimated_control_variate_beats_both_others(num_chains, num_steps, size, x64):
     """With c found from the chains alone. Several chains of 20 steps or more do no worse than 1.1 times the known
