@@ -69,8 +69,8 @@ def accelerated_sgd(
     Good values:
         δ the learning rate that suits plain SGD; κ = 1000, ξ = 10 in the published code. Needs about √(κ κ̃) steps
         an e-fold where SGD and heavy ball need κ, on least squares whose few-sample noise vanishes with the
-        residual. With additive noise of the gradient its error at rest is larger than SGD's (1.7 times in one
-        instance): decay δ, or average, at the end. Weight decay: ``optax.add_decayed_weights`` before it in a chain.
+        residual. With additive noise of the gradient its error at rest is larger than SGD's:
+        decay δ, or average, at the end. Weight decay: ``optax.add_decayed_weights`` before it in a chain.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxopt_pde

@@ -79,10 +79,9 @@ def scale_by_certainty_equivalent(
             argument is given, and for params that are not real and floating; the message names it.
 
     Good values:
-        μ from the ℓ2-regularisation or the smallest curvature, L from the largest. q̂_0 rather too
-        large than too small: on isotropic losses it hardly matters, at condition number 20 after 2000 steps ten
-        times too large costs 2 %, ten times too small 60 %. μ too small costs its factor (half of μ: about 1.5
-        times the error); μ twice too large is harmless below L. **It fails** where the loss is not strongly convex,
+        μ from the ℓ2-regularisation or the smallest curvature, L from the largest. q̂_0 rather too large than too small:
+        on isotropic losses it is soon forgotten, on ill-conditioned ones not. μ too small costs its factor; μ twice too
+        large does little harm below L. **It fails** where the loss is not strongly convex,
         and where μ is far too small: the step then falls too slowly. On logistic regression with μ the
         regularisation and condition numbers near 300 it ends at 1.9 to 2.2 times the error of the best c/(k + k₀)
         (``python -m experiments run salr_logistic``).

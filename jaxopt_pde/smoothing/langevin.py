@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from .. import _validate
 from .._typing import GradFn, Params, Smoothed
 from . import _estimators, _kernel, _noise
+from ._arithmetic import cast_up
 
 __all__ = ["ESTIMATORS", "Estimator", "LangevinSettings", "langevin"]
 
@@ -51,9 +52,7 @@ class LangevinSettings(NamedTuple):
             raise ValueError(msg)
         _validate.check_choice("estimator", self.estimator, ESTIMATORS)
         _validate.check_choice("noise", self.noise, _noise.NOISE_LAWS)
-        if self.accumulator_dtype is not None and not jnp.issubdtype(self.accumulator_dtype, jnp.floating):
-            msg = f"accumulator_dtype must be a floating dtype, got {self.accumulator_dtype!r}."
-            raise TypeError(msg)
+        _validate.check_float_dtype("accumulator_dtype", self.accumulator_dtype)
         if self.chain_batch_size is not None:
             _validate.check_count("chain_batch_size", self.chain_batch_size)
             if self.chain_sharding is not None:
@@ -195,7 +194,7 @@ def langevin(
     ).check()
     _validate.check_float_tree("params", params)
     params = jax.tree.map(jnp.asarray, params)
-    anchor = _cast_up(params, accumulator_dtype)
+    anchor = cast_up(params, accumulator_dtype)
     if start is not None:
         expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_chains, *x.shape), x.dtype), params)
         _validate.check_same_tree("start", start, expected)
@@ -227,12 +226,6 @@ def langevin(
         positions=jax.tree.map(lambda y, x: y.astype(x.dtype), chains.position, params),
         num_gradients=jnp.asarray(num_steps * num_chains, jnp.int32),
         info=info,
-    )
-
-
-def _cast_up(params: Params, accumulator_dtype) -> Params:
-    return jax.tree.map(
-        lambda x: x.astype(accumulator_dtype or jnp.promote_types(x.dtype, jnp.float32)), params
     )
 
 
