@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._typing import Params
+from ..smoothing._arithmetic import squared_norm
 
 __all__ = ["averaging_weight", "microbatch_statistics", "scalar_dtype", "scale_finite", "squared_norm"]
 
@@ -19,15 +20,6 @@ def scalar_dtype(tree: Params) -> Any:
     return jnp.result_type(
         jnp.float32, *(getattr(leaf, "dtype", jnp.float32) for leaf in jax.tree.leaves(tree))
     )
-
-
-def squared_norm(tree: Params, dtype: Any) -> Float[Array, ""]:
-    """|tree|², accumulated in float32 or wider; finite only if every entry of ``tree`` is."""
-    total = jnp.zeros([], dtype)
-    for leaf in jax.tree.leaves(tree):
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-        total += jnp.sum(wide * wide).astype(dtype)
-    return total
 
 
 def scale_finite(scale: Float[Array, ""], finite: Any, tree: Params) -> Params:
