@@ -6,14 +6,17 @@ Train on the relaxed loss u(x, t), the solution of the viscous Hamilton-Jacobi e
 
 with optax transformations: :func:`entropy_sgd` and its relatives. ``jaxopt_pde.smoothing`` has the
 estimators of ∇u as plain functions, ``jaxopt_pde.pde`` the solvers on grids in 1-D to 3-D,
-``jaxopt_pde.problems`` test functions, ``jaxopt_pde.models`` (imports Flax, on first use) the networks.
+``jaxopt_pde.control`` the optimal control of the descent, ``jaxopt_pde.robustness`` the same calculus in the
+input space, ``jaxopt_pde.problems`` test functions, ``jaxopt_pde.models`` (imports Flax, on first use) the networks.
 """
 
 import importlib as _importlib
 
+from . import control as control
 from . import optimizers as optimizers
 from . import pde as pde
 from . import problems as problems
+from . import robustness as robustness
 from . import smoothing as smoothing
 from ._typing import InnerStep as InnerStep
 from ._typing import Smoothed as Smoothed
@@ -22,7 +25,17 @@ from .optimizers import __all__ as _optimizers
 
 __version__ = "0.1.0"
 
-__all__ = ["InnerStep", "Smoothed", "optimizers", "pde", "problems", "smoothing", *_optimizers]
+__all__ = [
+    "InnerStep",
+    "Smoothed",
+    "control",
+    "optimizers",
+    "pde",
+    "problems",
+    "robustness",
+    "smoothing",
+    *_optimizers,
+]
 
 
 def __getattr__(name: str):

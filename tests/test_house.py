@@ -41,7 +41,8 @@ def test_files_have_one_idea(path):
 
 
 def public_callables():
-    for module in (jaxopt_pde, jaxopt_pde.smoothing, jaxopt_pde.pde, jaxopt_pde.problems):
+    modules = ("smoothing", "pde", "problems", "control", "robustness")
+    for module in (jaxopt_pde, *(getattr(jaxopt_pde, name) for name in modules)):
         for name in module.__all__:
             value = getattr(module, name)
             if callable(value) and not inspect.ismodule(value):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._arithmetic import squared_norm
 from .._typing import Params
-from ..smoothing._arithmetic import squared_norm
 
 __all__ = ["averaging_weight", "microbatch_statistics", "scalar_dtype", "scale_finite", "squared_norm"]
 

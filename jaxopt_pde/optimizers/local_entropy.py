@@ -6,8 +6,8 @@ import jax
 import optax
 
 from .. import _validate
+from .._noise import NoiseLaw
 from .._typing import ScalarOrSchedule
-from ..smoothing._noise import NoiseLaw
 from ..smoothing.langevin import Estimator, LangevinSettings, langevin
 from ._relaxed import evaluate, outer_sgd, relaxed_descent
 

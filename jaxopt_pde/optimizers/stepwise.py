@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from .. import _validate
+from .. import _noise, _validate
 from .._typing import Params, ScalarOrSchedule
-from ..smoothing import _kernel, _noise
+from ..smoothing import _kernel
 from ..smoothing.langevin import LangevinSettings
 from ._relaxed import all_finite, evaluate
 from .local_entropy import check_settings

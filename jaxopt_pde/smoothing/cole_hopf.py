@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from .. import _validate
+from .. import _noise, _validate
+from .._arithmetic import add_scaled, cast_like, cast_up, dot, squared_norm
 from .._typing import Params, Smoothed, ValueFn
-from . import _kernel, _noise
-from ._arithmetic import add_scaled, cast_like, cast_up, dot, squared_norm
+from . import _kernel
 
 __all__ = ["cole_hopf"]
 

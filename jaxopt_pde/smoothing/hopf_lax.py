@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from .. import _validate
+from .._arithmetic import add_scaled, cast_like, cast_up, squared_norm
 from .._typing import GradFn, Params, Smoothed, ValueFn
 from . import _kernel
-from ._arithmetic import add_scaled, cast_like, cast_up, squared_norm
 
 __all__ = ["hopf_lax"]
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from .. import _validate
+from .. import _noise, _validate
+from .._arithmetic import cast_up
 from .._typing import GradFn, Params, Smoothed
-from . import _estimators, _kernel, _noise
-from ._arithmetic import cast_up
+from . import _estimators, _kernel
 
 __all__ = ["ESTIMATORS", "Estimator", "LangevinSettings", "langevin"]
 

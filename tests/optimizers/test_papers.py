@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import jaxopt_pde
-from jaxopt_pde.smoothing import _kernel, _noise
+from jaxopt_pde import _noise
+from jaxopt_pde.smoothing import _kernel
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=6)

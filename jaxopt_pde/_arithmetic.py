@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from .._typing import Params
+from ._typing import Params
 
 __all__ = ["add_scaled", "cast_like", "cast_up", "dot", "squared_norm"]
 

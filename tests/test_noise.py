@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxopt_pde.smoothing._noise import NOISE_LAWS, draw_noise
+from jaxopt_pde._noise import NOISE_LAWS, draw_noise
 
 SIZE = 400_000
 

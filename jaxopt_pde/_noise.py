@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
-from .._typing import Params
+from ._typing import Params
 
 __all__ = ["NOISE_LAWS", "NoiseLaw", "draw_noise"]
 

@@ -1,0 +1,3 @@
+"""Robustness: the calculus of the relaxed loss in the input space - penalties, attacks, certificates, extensions."""
+
+__all__: list[str] = []
