@@ -2,40 +2,26 @@
 
 import functools
 import itertools
-import math
-import numbers
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _validate
-from . import solution as outcome
+from . import arguments
+from .arguments import Diffusion, Settings
 from .cole_hopf import cole_hopf
 from .diffusion import apply_along_axes, heat_matrices
 from .grid import Grid
 from .inf_convolution import inf_convolution
-from .solution import Solution
-from .stencils import SCHEMES, Hamiltonian, check_flux, flux, laplacian, one_sided_differences
-from .time_stepping import bounded_loop, runge_kutta_step
+from .solution import Solution, finish
+from .stencils import SCHEMES, Hamiltonian, flux, laplacian, one_sided_differences, slope_bounds
+from .time_stepping import bounded_loop, runge_kutta_step, visit_times
 
 __all__ = ["SchemeName", "solve_hamilton_jacobi"]
 
 SchemeName = Literal["auto", "exact", "godunov", "engquist_osher", "lax_friedrichs", "central", "weno5"]
-Diffusion = Literal["auto", "explicit", "exponential"]
-
-
-class _Settings(NamedTuple):
-    """What is static under ``jit``."""
-
-    grid: Grid
-    scheme: str
-    hamiltonian: Hamiltonian | None
-    diffusion: str
-    viscous: bool
-    max_steps: int
 
 
 def solve_hamilton_jacobi(
@@ -120,23 +106,20 @@ def solve_hamilton_jacobi(
         Hopf 1950; Crandall & Lions 1984, Two approximations of solutions of Hamilton-Jacobi equations; Osher & Shu
         1991; Jiang & Peng 2000. The treatment of under-resolved peaks and of linear tails is our own.
     """
-    initial = _check_initial(initial, grid)
-    times = _check_times(times, initial.dtype)
-    _validate.check_nonnegative("temperature", temperature)
+    initial = arguments.check_values("initial", initial, grid)
+    times = arguments.check_times(times, initial.dtype)
+    arguments.check_numbers(temperature, cfl, max_steps)
     _validate.check_choice("scheme", scheme, get_args(SchemeName))
     _validate.check_choice("diffusion", diffusion, get_args(Diffusion))
-    _validate.check_positive("cfl", cfl)
-    if isinstance(cfl, numbers.Real) and cfl > 1:
-        msg = f"cfl must be at most 1, got {cfl!r}: larger steps are unstable."
-        raise ValueError(msg)
-    _validate.check_count("max_steps", max_steps)
     if scheme == "auto":
         scheme = "exact" if hamiltonian is None else "weno5"
     viscous = not _validate.is_static_zero(temperature)
     _check_scheme(scheme, hamiltonian, grid, viscous)
     if scheme != "exact" and viscous:
-        diffusion = _choose_diffusion(diffusion, scheme, grid, times, temperature, cfl, max_steps)
-    settings = _Settings(grid, scheme, hamiltonian, diffusion, viscous, max_steps)
+        diffusion = arguments.choose_diffusion(
+            diffusion, scheme, grid, times[-1], temperature, cfl, max_steps
+        )
+    settings = Settings(grid, scheme, hamiltonian, diffusion, viscous, max_steps)
     temperature = jnp.asarray(temperature, initial.dtype)
     if scheme == "exact":
         return _solve_exactly(initial, times, temperature, settings)
@@ -144,7 +127,7 @@ def solve_hamilton_jacobi(
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _solve_exactly(initial, times, temperature, settings: _Settings) -> Solution:
+def _solve_exactly(initial, times, temperature, settings: Settings) -> Solution:
     if settings.viscous:
         at = lambda time: cole_hopf(initial, settings.grid, time, temperature)
     else:
@@ -155,7 +138,7 @@ def _solve_exactly(initial, times, temperature, settings: _Settings) -> Solution
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _solve_by_steps(initial, times, temperature, cfl, settings: _Settings) -> Solution:
+def _solve_by_steps(initial, times, temperature, cfl, settings: Settings) -> Solution:
     grid, dtype = settings.grid, initial.dtype
     scheme = SCHEMES[settings.scheme]
     dissipation = _characteristic_speeds(initial, grid, settings.scheme, settings.hamiltonian)
@@ -163,7 +146,7 @@ def _solve_by_steps(initial, times, temperature, cfl, settings: _Settings) -> So
     split = settings.viscous and not explicit
     rate_limit = sum(a / dx for a, dx in zip(dissipation, grid.spacing, strict=True))
     if explicit:
-        rate_limit = rate_limit + temperature * _diffusive_rate(grid, settings.scheme)
+        rate_limit = rate_limit + temperature * arguments.diffusive_rate(grid, settings.scheme)
 
     def rate(values):
         left, right = scheme.differences(values, grid)
@@ -202,28 +185,17 @@ def _solve_by_steps(initial, times, temperature, cfl, settings: _Settings) -> So
         return (values, taken + count, stopped), values
 
     start = (initial, jnp.zeros([], jnp.int32), jnp.asarray(False))
-    spans = jnp.diff(times, prepend=jnp.zeros(1, times.dtype))
-    if times.shape[0] == 1:
-        (last, taken, stopped), _ = to_next_time(start, spans[0])
-        values = last[None]
-    else:
-        (_, taken, stopped), values = jax.lax.scan(to_next_time, start, spans)
+    (_, taken, stopped), values = visit_times(to_next_time, start, jnp.diff(times, prepend=0))
     return _finish(initial, times, temperature, values, taken, stopped, settings)
 
 
-def _finish(initial, times, temperature, values, num_steps, stopped, settings: _Settings) -> Solution:
-    numbers_in_order = jnp.all(jnp.diff(times, prepend=0) >= 0) & jnp.isfinite(times[-1])
-    numbers_in_order &= (temperature >= 0) & jnp.isfinite(temperature)
-    troubles = (
-        (~jnp.all(jnp.isfinite(initial)), outcome.NONFINITE_INITIAL),
-        (~numbers_in_order, outcome.BAD_NUMBERS),
-        (stopped, outcome.STEP_LIMIT),
-        (~jnp.all(jnp.isfinite(values)), outcome.NONFINITE_VALUES),
+def _finish(initial, times, temperature, values, num_steps, stopped, settings: Settings) -> Solution:
+    return finish(
+        Solution(settings.grid, times, values, settings.scheme, num_steps, jnp.zeros([], jnp.int32)),
+        data=(initial,),
+        nonnegative=(temperature,),
+        stopped=stopped,
     )
-    status = jnp.asarray(outcome.FINISHED, jnp.int32)
-    for met, code in reversed(troubles):
-        status = jnp.where(met, jnp.int32(code), status)
-    return Solution(settings.grid, times, values, settings.scheme, num_steps, status)
 
 
 def _characteristic_speeds(
@@ -231,14 +203,8 @@ def _characteristic_speeds(
 ) -> tuple[Array, ...]:
     """Max |∂H/∂pᵢ| over the initial slopes, which bound all later ones: H does not depend on x."""
     left, right = one_sided_differences(jax.lax.stop_gradient(initial), grid)
-    if scheme == "engquist_osher":  # both sides count at a peak: ∂Ĥ/∂p⁻ − ∂Ĥ/∂p⁺ = (p⁻)⁺ + (p⁺)⁻
-        return tuple(
-            jnp.maximum(jnp.max(l), 0) + jnp.maximum(jnp.max(-r), 0) for l, r in zip(left, right, strict=True)
-        )
     if hamiltonian is None:
-        return tuple(
-            jnp.maximum(jnp.max(jnp.abs(l)), jnp.max(jnp.abs(r))) for l, r in zip(left, right, strict=True)
-        )
+        return slope_bounds(scheme, left, right)
     # A lattice over the box of slopes: along each axis the speed of a convex H is largest at an end,
     # but how it depends on the other slopes is anybody's guess.
     marks = 5 if grid.ndim == 3 else 17
@@ -255,79 +221,14 @@ def _characteristic_speeds(
     return tuple(fastest[axis] for axis in range(grid.ndim))
 
 
-def _diffusive_rate(grid: Grid, scheme: str) -> float:
-    factor = 4 / 3 if SCHEMES[scheme].laplacian_order == 4 else 1.0
-    return factor * sum(1 / dx**2 for dx in grid.spacing)
-
-
-def _choose_diffusion(
-    diffusion: str, scheme: str, grid: Grid, times, temperature, cfl, max_steps: int
-) -> str:
-    """Resolves ``"auto"`` without a look at the data, and raises where explicit steps are known to exceed the limit."""
-    numbers = (times, temperature, cfl)
-    if diffusion == "exponential" or any(isinstance(value, jax.core.Tracer) for value in numbers):
-        return "explicit" if diffusion == "auto" else diffusion
-    diffusive = float(temperature) * _diffusive_rate(grid, scheme)
-    steps = math.ceil(float(times[-1]) * diffusive / float(cfl))
-    if diffusion == "explicit":
-        if steps > max_steps:
-            msg = (
-                f"temperature={float(temperature)!r} needs at least {steps} explicit steps on this grid, more than "
-                f"max_steps={max_steps}: use diffusion='exponential', fewer grid points, or raise max_steps."
-            )
-            raise ValueError(msg)
-        return diffusion
-    return "exponential" if steps > min(max_steps, 10 * max(grid.shape)) else "explicit"
-
-
-def _check_initial(initial, grid: Grid) -> Array:
-    if not isinstance(grid, Grid):
-        msg = f"grid must be a pde.Grid, got {grid!r}."
-        raise TypeError(msg)
-    _validate.check_float_tree("initial", initial)
-    initial = jnp.asarray(initial)
-    if initial.shape != grid.shape:
-        msg = f"initial must have the grid's shape {grid.shape}, got {initial.shape}: see Grid.evaluate."
-        raise ValueError(msg)
-    if not isinstance(initial, jax.core.Tracer) and not np.all(np.isfinite(initial)):
-        bad = tuple(int(i) for i in np.argwhere(~np.isfinite(np.asarray(initial)))[0])
-        msg = f"initial must be finite, got {initial[bad]} at index {bad}."
-        raise ValueError(msg)
-    if jnp.finfo(initial.dtype).bits < 32:
-        initial = initial.astype(jnp.float32)
-    return initial
-
-
-def _check_times(times, dtype) -> Array:
-    if not isinstance(times, jax.core.Tracer):
-        listed = np.atleast_1d(np.asarray(times, dtype=float))
-        if (
-            listed.ndim != 1
-            or not listed.size
-            or not np.all(np.isfinite(listed))
-            or listed[0] < 0
-            or np.any(np.diff(listed) <= 0)
-        ):
-            msg = f"times must be a number or an increasing sequence of finite numbers >= 0, got {times!r}."
-            raise ValueError(msg)
-    return jnp.atleast_1d(jnp.asarray(times, dtype))
-
-
 def _check_scheme(scheme: str, hamiltonian: Hamiltonian | None, grid: Grid, viscous: bool) -> None:
-    least = [6 if scheme == "exact" and viscous and b == "extrapolate" else 4 for b in grid.boundary]
-    for n, needed in zip(grid.shape, least, strict=True):
-        if n < needed:
-            msg = f"grid must have at least {needed} points an axis for scheme={scheme!r}, got shape {grid.shape}."
-            raise ValueError(msg)
-    if scheme == "exact":
-        if hamiltonian is not None:
-            choices = ", ".join(
-                map(repr, itertools.filterfalse(("godunov", "engquist_osher").__contains__, SCHEMES))
-            )
-            msg = f"scheme='exact' solves H = ½|p|² only; with hamiltonian= use one of {choices}."
-            raise ValueError(msg)
+    if scheme != "exact":
+        arguments.check_scheme(scheme, hamiltonian, grid, viscous)
         return
-    check_flux(scheme, hamiltonian)
-    if scheme == "central" and not viscous:
-        msg = "scheme='central' needs temperature > 0, got 0: without viscosity it is unstable. Use 'weno5'."
+    arguments.check_points(scheme, grid, [6 if viscous and b == "extrapolate" else 4 for b in grid.boundary])
+    if hamiltonian is not None:
+        choices = ", ".join(
+            map(repr, itertools.filterfalse(("godunov", "engquist_osher").__contains__, SCHEMES))
+        )
+        msg = f"scheme='exact' solves H = ½|p|² only; with hamiltonian= use one of {choices}."
         raise ValueError(msg)

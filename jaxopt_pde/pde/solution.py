@@ -10,19 +10,30 @@ from jaxtyping import Array, Float, Int
 from .grid import Grid
 from .interpolation import interpolate
 
-__all__ = ["BAD_NUMBERS", "FINISHED", "NONFINITE_INITIAL", "NONFINITE_VALUES", "STEP_LIMIT", "Solution"]
+__all__ = [
+    "BAD_NUMBERS",
+    "FINISHED",
+    "NONFINITE_INITIAL",
+    "NONFINITE_VALUES",
+    "STEP_LIMIT",
+    "Solution",
+    "finish",
+]
 
 FINISHED, NONFINITE_INITIAL, NONFINITE_VALUES, STEP_LIMIT, BAD_NUMBERS = range(5)
 
 _SENTENCES = {
     FINISHED: "The solution was computed at all times.",
-    NONFINITE_INITIAL: "The initial data have values that are not finite.",
+    NONFINITE_INITIAL: "The drift, the terminal data or the initial data have values that are not finite.",
     NONFINITE_VALUES: "The solution stopped being finite: the scheme was unstable for these data; lower cfl.",
     STEP_LIMIT: (
-        "The step limit was reached before the last time: raise max_steps, use diffusion='exponential', or take "
-        "fewer grid points. Values at the times that were not reached are NaN."
+        "The step limit was reached before all times were: raise max_steps, use diffusion='exponential' where the "
+        "solver has it, or take fewer grid points. Values at the times that were not reached are NaN."
     ),
-    BAD_NUMBERS: "The times are negative or do not increase, or the temperature is negative or not a number.",
+    BAD_NUMBERS: (
+        "The times are negative or do not increase, or the temperature is negative or not a number, or so is the "
+        "control cost, which must be positive, or an initial density."
+    ),
 }
 
 
@@ -127,3 +138,34 @@ def _interpolate_at(solution: Solution, points: Float[Array, "m d"], time) -> tu
     """Values [m] and gradients [m, d] at one time."""
     frame = solution._at(time)
     return jax.vmap(lambda point: interpolate(frame, solution.grid, point))(points)
+
+
+def finish(solution: Solution, *, data=(), nonnegative=(), positive=(), stopped) -> Solution:
+    """Sets ``status`` from what was met, the cause before its consequences.
+
+    Args:
+        solution: times, values and number of steps.
+        data: arrays that must be finite.
+        nonnegative: arrays that must be finite and at least 0.
+        positive: arrays that must be finite and above 0.
+        stopped: whether the step limit was met.
+
+    Returns:
+        The solution with its status.
+    """
+    times = solution.times
+    in_order = jnp.all(jnp.diff(times, prepend=0) >= 0) & jnp.isfinite(times[-1])
+    for bound, arrays in ((jnp.greater_equal, nonnegative), (jnp.greater, positive)):
+        for array in arrays:
+            in_order &= jnp.all(bound(array, 0) & jnp.isfinite(array))
+    finite = functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(array)) for array in data), True)
+    troubles = (
+        (~jnp.asarray(finite), NONFINITE_INITIAL),
+        (~in_order, BAD_NUMBERS),
+        (stopped, STEP_LIMIT),
+        (~jnp.all(jnp.isfinite(solution.values)), NONFINITE_VALUES),
+    )
+    status = jnp.asarray(FINISHED, jnp.int32)
+    for met, code in reversed(troubles):
+        status = jnp.where(met, jnp.int32(code), status)
+    return dataclasses.replace(solution, status=status)

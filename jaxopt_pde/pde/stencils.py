@@ -26,6 +26,7 @@ __all__ = [
     "lax_friedrichs",
     "numerical_hamiltonian",
     "one_sided_differences",
+    "slope_bounds",
     "weno5_differences",
 ]
 
@@ -136,35 +137,57 @@ def _window(values, axis, start, size):
     return jax.lax.slice_in_dim(values, start, start + size, axis=axis)
 
 
-def godunov(left: Sides, right: Sides) -> GridFunction:
+def godunov(left: Sides, right: Sides, center: Sides | None = None) -> GridFunction:
     """Godunov's numerical Hamiltonian of ½|p|²: Σ ½ max((p⁻)⁺, (p⁺)⁻)², the least viscous monotone one.
 
     Args:
         left: p⁻, one array an axis.
         right: p⁺, one array an axis.
+        center: a, one array an axis, for H = ½|p − a|² − ½|a|² = ½|p|² − a·p; None means 0.
 
     Returns:
         Ĥ(p⁻, p⁺), [*shape].
     """
+    if center is not None:
+        # H of the side that counts rather than the difference of the two squares, which cancel where a is large.
+        total = 0
+        for l, r, a in zip(left, right, center, strict=True):
+            upwind = jnp.where(l - a >= a - r, l, r)
+            upwind = jnp.where((l > a) | (r < a), upwind, a)
+            total += upwind * (upwind / 2 - a)
+        return total
     upwind = (jnp.maximum(jnp.maximum(l, -r), 0) for l, r in zip(left, right, strict=True))
     return sum(p * p for p in upwind) / 2
 
 
-def engquist_osher(left: Sides, right: Sides) -> GridFunction:
+def engquist_osher(left: Sides, right: Sides, center: Sides | None = None) -> GridFunction:
     """Engquist and Osher's numerical Hamiltonian of ½|p|²: Σ ½ ((p⁻)⁺)² + ½ ((p⁺)⁻)², monotone and once differentiable.
 
     Args:
         left: p⁻, one array an axis.
         right: p⁺, one array an axis.
+        center: a, as in :func:`godunov`.
 
     Returns:
         Ĥ(p⁻, p⁺), [*shape].
     """
+    if center is not None:
+        total = 0
+        for l, r, a in zip(left, right, center, strict=True):  # ½a² is added only where it does not cancel
+            sides = jnp.where(l > a, l * (l / 2 - a), 0) + jnp.where(r < a, r * (r / 2 - a), 0)
+            total += (
+                sides
+                + jnp.where((l > a) & (r < a), a * a / 2, 0)
+                - jnp.where((l <= a) & (r >= a), a * a / 2, 0)
+            )
+        return total
     squares = (jnp.maximum(l, 0) ** 2 + jnp.minimum(r, 0) ** 2 for l, r in zip(left, right, strict=True))
     return sum(squares) / 2
 
 
-def lax_friedrichs(left: Sides, right: Sides, hamiltonian: Hamiltonian | None, dissipation) -> GridFunction:
+def lax_friedrichs(
+    left: Sides, right: Sides, hamiltonian: Hamiltonian | None, dissipation, center: Sides | None = None
+) -> GridFunction:
     """Lax and Friedrichs' numerical Hamiltonian H((p⁻ + p⁺)/2) − Σ αᵢ (pᵢ⁺ − pᵢ⁻)/2, for any H.
 
     Args:
@@ -172,12 +195,15 @@ def lax_friedrichs(left: Sides, right: Sides, hamiltonian: Hamiltonian | None, d
         right: p⁺, one array an axis.
         hamiltonian: H(p [d]); None means ½|p|².
         dissipation: αᵢ ≥ max |∂H/∂pᵢ|, one number an axis; then it is monotone.
+        center: a, as in :func:`godunov`; only without ``hamiltonian``.
 
     Returns:
         Ĥ(p⁻, p⁺), [*shape].
     """
     middle = [(l + r) / 2 for l, r in zip(left, right, strict=True)]
-    if hamiltonian is None:
+    if center is not None:
+        value = sum(p * (p / 2 - a) for p, a in zip(middle, center, strict=True))
+    elif hamiltonian is None:
         value = sum(p * p for p in middle) / 2
     else:
         flat = jnp.stack([p.ravel() for p in middle])
@@ -262,18 +288,35 @@ def numerical_hamiltonian(
         msg = "dissipation must be given for this hamiltonian: max |∂H/∂p_i| over the slopes, one number an axis."
         raise ValueError(msg)
     if dissipation is None:
-        dissipation = tuple(
-            jnp.maximum(jnp.max(jnp.abs(l)), jnp.max(jnp.abs(r))) for l, r in zip(left, right, strict=True)
-        )
+        dissipation = slope_bounds("lax_friedrichs", left, right)
     return flux(scheme, left, right, hamiltonian, dissipation)
 
 
-def flux(scheme: str, left, right, hamiltonian: Hamiltonian | None, dissipation) -> GridFunction:
-    """The scheme's numerical Hamiltonian of given sides."""
+def flux(
+    scheme: str, left, right, hamiltonian: Hamiltonian | None, dissipation, center: Sides | None = None
+) -> GridFunction:
+    """The scheme's numerical Hamiltonian of given sides; ``center`` as in :func:`godunov`."""
     name = SCHEMES[scheme].flux
     if hamiltonian is not None or name == "lax_friedrichs":
-        return lax_friedrichs(left, right, hamiltonian, dissipation)
-    return (godunov if name == "godunov" else engquist_osher)(left, right)
+        return lax_friedrichs(left, right, hamiltonian, dissipation, center)
+    return (godunov if name == "godunov" else engquist_osher)(left, right, center)
+
+
+def slope_bounds(scheme: str, left: Sides, right: Sides) -> tuple[Array, ...]:
+    """What the scheme's flux of ½|p|² can change by as its sides do: max |pᵢ|, which bounds the step Δt.
+
+    Args:
+        scheme: its name. Both sides of ``"engquist_osher"`` count at a peak: ∂Ĥ/∂p⁻ − ∂Ĥ/∂p⁺ = (p⁻)⁺ + (p⁺)⁻.
+        left: p⁻, one array an axis.
+        right: p⁺, one array an axis.
+
+    Returns:
+        One number an axis.
+    """
+    pairs = zip(left, right, strict=True)
+    if scheme == "engquist_osher":
+        return tuple(jnp.maximum(jnp.max(l), 0) + jnp.maximum(jnp.max(-r), 0) for l, r in pairs)
+    return tuple(jnp.maximum(jnp.max(jnp.abs(l)), jnp.max(jnp.abs(r))) for l, r in pairs)
 
 
 def check_flux(scheme: str, hamiltonian: Hamiltonian | None) -> None:
