@@ -130,6 +130,18 @@ RULES = {
         lambda gradient: {},
         "learning_rate",
     ),
+    # A push away from the minimiser that ends at the horizon, and noise below the contract's tolerances.
+    "controlled_sgd": _rule(
+        jaxopt_pde.controlled_sgd,
+        {
+            "learning_rate": 0.5,
+            "control": lambda params, time, key: jax.tree.map(lambda p: p / 2, params),
+            "horizon": 2.0,
+            "temperature": 1e-8,
+        },
+        lambda gradient: {},
+        "learning_rate",
+    ),
 }
 
 ZOO = RULES | {

@@ -12,6 +12,8 @@ from .batch_size import batch_size_controller as batch_size_controller
 from .batch_size import gradient_noise as gradient_noise
 from .certainty_equivalent import CertaintyEquivalentState as CertaintyEquivalentState
 from .certainty_equivalent import scale_by_certainty_equivalent as scale_by_certainty_equivalent
+from .controlled import ControlledState as ControlledState
+from .controlled import controlled_sgd as controlled_sgd
 from .evaluation import eval_params as eval_params
 from .heat import heat_sgd as heat_sgd
 from .hopf_lax import hopf_lax_sgd as hopf_lax_sgd
@@ -34,6 +36,7 @@ __all__ = [
     "BatchSizeController",
     "BatchSizeState",
     "CertaintyEquivalentState",
+    "ControlledState",
     "GradientNoise",
     "RelaxedState",
     "SignalToNoiseState",
@@ -43,6 +46,7 @@ __all__ = [
     "accelerated_sgd",
     "adaptive_batch",
     "batch_size_controller",
+    "controlled_sgd",
     "entropy_sgd",
     "entropy_sgd_stepwise",
     "eval_params",

@@ -67,6 +67,7 @@ BAD = {
     "long_step_ratio": [0.5],
     "statistical_advantage": [0.0, 4.5],
     "small_constant": [0.0, 1.5],
+    "horizon": [0.0, -1.0, float("inf")],
 }
 
 

@@ -124,6 +124,7 @@ def test_optax_inject_hyperparams_needs_only_the_loop_lengths_static(name):
     entry, (params, grad_fn, _) = ZOO[name], parabola()
     static = {"num_steps", "num_chains", "num_samples", "sample_batch_size", "outer", "accumulator_dtype"}
     static |= {"averaging", "momentum", "inner", "window", "patience", "max_microbatches", "min_microbatches"}
+    static |= {"control"}  # a function, which is no schedule
     static &= set(entry.factory.__annotations__)
     injected = entry.outer(optax.inject_hyperparams(entry.factory, static_args=static)(**entry.arguments))
     expected, _ = train(entry, entry.make(), params, grad_fn, 25)
