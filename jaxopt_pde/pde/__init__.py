@@ -1,5 +1,6 @@
 """Solvers on grids in one to three dimensions: Hamilton-Jacobi equations and total variation."""
 
+from .bellman import solve_bellman as solve_bellman
 from .cole_hopf import gaussian_convolution as gaussian_convolution
 from .grid import Grid as Grid
 from .grid import pad as pad
@@ -22,6 +23,7 @@ __all__ = [
     "laplacian",
     "numerical_hamiltonian",
     "pad",
+    "solve_bellman",
     "solve_hamilton_jacobi",
     "total_variation",
 ]
