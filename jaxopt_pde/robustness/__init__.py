@@ -1,3 +1,41 @@
 """Robustness: the calculus of the relaxed loss in the input space - penalties, attacks, certificates, extensions."""
 
-__all__: list[str] = []
+from .certificates import certified_radius as certified_radius
+from .certificates import certified_radius_from_loss as certified_radius_from_loss
+from .layer_norms import ConvolutionLayer as ConvolutionLayer
+from .layer_norms import DenseLayer as DenseLayer
+from .layer_norms import convolution_norm as convolution_norm
+from .layer_norms import dense_norm as dense_norm
+from .layer_norms import difference_norms as difference_norms
+from .layer_norms import lipschitz_upper_bound as lipschitz_upper_bound
+from .lipschitz import LipschitzExtension as LipschitzExtension
+from .lipschitz import fill_distance as fill_distance
+from .lipschitz import lipschitz_constant as lipschitz_constant
+from .lipschitz import lipschitz_extension as lipschitz_extension
+from .penalties import gradient_penalty as gradient_penalty
+from .penalties import j1 as j1
+from .penalties import j2 as j2
+from .penalties import largest_gradient as largest_gradient
+from .penalties import lipschitz_excess as lipschitz_excess
+from .penalties import two_lip as two_lip
+
+__all__ = [
+    "ConvolutionLayer",
+    "DenseLayer",
+    "LipschitzExtension",
+    "certified_radius",
+    "certified_radius_from_loss",
+    "convolution_norm",
+    "dense_norm",
+    "difference_norms",
+    "fill_distance",
+    "gradient_penalty",
+    "j1",
+    "j2",
+    "largest_gradient",
+    "lipschitz_constant",
+    "lipschitz_excess",
+    "lipschitz_extension",
+    "lipschitz_upper_bound",
+    "two_lip",
+]
