@@ -61,8 +61,8 @@ def lipschitz_extension(
         lipschitz: L ≥ 0 in [label/input].
         norm: on the inputs: 1, 2 or inf.
         chunk_size: queries in one pass; None chooses it so that n·d·chunk stays below 2²⁴ numbers.
-        check: whether to compare the labels' own :func:`lipschitz_constant` (max-norm) with L, which takes n² distances,
-            if all is concrete. Unchecked labels steeper than L are not interpolated: u⁺ is then the largest L-Lipschitz
+        check: whether to compare the labels' own :func:`lipschitz_constant` (max-norm) with L, if all is concrete; it
+            takes n² distances. Unchecked labels steeper than L are not interpolated: u⁺ is then the largest L-Lipschitz
             function *below* the labels, u⁻ the smallest above.
 
     Returns:
