@@ -2,6 +2,7 @@
 
 from .bellman import solve_bellman as solve_bellman
 from .cole_hopf import gaussian_convolution as gaussian_convolution
+from .fokker_planck import solve_fokker_planck as solve_fokker_planck
 from .grid import Grid as Grid
 from .grid import pad as pad
 from .hamilton_jacobi import solve_hamilton_jacobi as solve_hamilton_jacobi
@@ -24,6 +25,7 @@ __all__ = [
     "numerical_hamiltonian",
     "pad",
     "solve_bellman",
+    "solve_fokker_planck",
     "solve_hamilton_jacobi",
     "total_variation",
 ]
