@@ -6,7 +6,20 @@ from .convolution import Conv as Conv
 from .convolution import convolve as convolve
 from .convolution import max_pool as max_pool
 from .dropout import Dropout as Dropout
+from .grouped_convolution import grouped_convolve as grouped_convolve
 from .lenet import LeNet as LeNet
 from .mlp import MLP as MLP
+from .resnext import ResNeXt as ResNeXt
 
-__all__ = ["MLP", "AllCNN", "Conv", "Dropout", "LeNet", "convolve", "max_pool", "recompute_batch_stats"]
+__all__ = [
+    "MLP",
+    "AllCNN",
+    "Conv",
+    "Dropout",
+    "LeNet",
+    "ResNeXt",
+    "convolve",
+    "grouped_convolve",
+    "max_pool",
+    "recompute_batch_stats",
+]
