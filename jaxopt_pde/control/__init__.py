@@ -1,3 +1,15 @@
 """Controlled descent: the optimal control α = ∇u of a Hamilton-Jacobi-Bellman equation, computed four ways."""
 
-__all__: list[str] = []
+from .linear_quadratic import LinearQuadratic as LinearQuadratic
+from .linear_quadratic import linear_quadratic as linear_quadratic
+from .path_integral import ControlEstimate as ControlEstimate
+from .path_integral import PathIntegral as PathIntegral
+from .path_integral import path_integral as path_integral
+
+__all__ = [
+    "ControlEstimate",
+    "LinearQuadratic",
+    "PathIntegral",
+    "linear_quadratic",
+    "path_integral",
+]
