@@ -12,3 +12,4 @@ benchmarks:  ## needs `pip install -e ".[benchmarks]"`
 	python benchmarks/step_rules.py
 	python benchmarks/models.py
 	python benchmarks/pde.py
+	python benchmarks/control.py

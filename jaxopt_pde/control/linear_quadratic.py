@@ -86,9 +86,10 @@ def linear_quadratic(
         ``value`` asked for at negative times, before the interval checked here, is NaN where it does not exist.
 
     Raises:
-        ValueError: a matrix that is not symmetric, shapes that do not fit, an entry that is not finite, a setting out
-            of range, or a Q so negative that the value is −∞ within the horizon: finite means I + QW/c > 0 there, and
-            the message says from which time to go. Traced coefficients are not looked at; they give NaN.
+        ValueError, TypeError: x not real and floating, a matrix that is not symmetric, shapes that do not fit, an
+            entry that is not finite, a setting out of range, or a Q so negative that the value is −∞ within the
+            horizon: finite means I + QW/c > 0 there, and the message says from which time to go. Traced coefficients
+            are not looked at; they give NaN.
 
     Example:
         f = 0, V = ½ x², c = 1: the value is Burgers' x²/(2(1 + τ)) plus (T/2) log(1 + τ), with τ = 1 at time 0:
@@ -129,6 +130,7 @@ def linear_quadratic(
 
     def prepare(x, time):
         x = jnp.asarray(x)
+        _validate.check_float_tree("x", x)
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         points = jnp.atleast_1d(x).astype(dtype)
         if dimension not in (None, points.shape[-1]):
@@ -148,7 +150,7 @@ def linear_quadratic(
         x, points, cast, to_go = prepare(x, time)
         at = lambda point: _control(cast, point, jnp.maximum(to_go, 0))
         alpha = jnp.vectorize(at, signature="(d)->(d)")(points)
-        return jnp.where(to_go < 0, 0, alpha).reshape(x.shape).astype(jnp.result_type(x, jnp.float16))
+        return jnp.where(to_go < 0, 0, alpha).reshape(x.shape).astype(x.dtype)
 
     return LinearQuadratic(value, control)
 
@@ -211,7 +213,7 @@ def _check_finite_value(modes: _Modes, horizon: float) -> None:
 
     def margin(to_go):
         """The least eigenvalue of I + √W Q √W."""
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # W may overflow: the value is gone then
             spread = np.asarray(_integrated_decay(2 * modes.rates, to_go, np))
             if modes.terminal.ndim < 2:
                 return np.min(1 + modes.terminal * spread)
@@ -234,9 +236,12 @@ def _check_finite_value(modes: _Modes, horizon: float) -> None:
 
 
 def _integrated_decay(rates, to_go, numpy=jnp):
-    """∫₀^τ e^{−λs} ds, which is τ at λ = 0."""
-    nonzero = numpy.where(rates == 0, 1, rates)
-    return numpy.where(rates == 0, to_go, -numpy.expm1(-nonzero * to_go) / nonzero)
+    """∫₀^τ e^{−λs} ds = τ (1 − e^{−z})/z, z = λτ: a series around 0, so that derivatives in λ are right there too."""
+    z = rates * to_go
+    near = numpy.abs(z) < 1e-2
+    safe, small = numpy.where(near, 1, z), numpy.where(near, z, 0)
+    series = 1 - small / 2 * (1 - small / 3 * (1 - small / 4 * (1 - small / 5 * (1 - small / 6))))
+    return to_go * numpy.where(near, series, -numpy.expm1(-safe) / safe)
 
 
 def _end(modes: _Modes, x, to_go):
