@@ -1,5 +1,7 @@
 """Controlled descent: the optimal control α = ∇u of a Hamilton-Jacobi-Bellman equation, computed four ways."""
 
+from .feedback import Feedback as Feedback
+from .feedback import feedback as feedback
 from .linear_quadratic import LinearQuadratic as LinearQuadratic
 from .linear_quadratic import linear_quadratic as linear_quadratic
 from .path_integral import ControlEstimate as ControlEstimate
@@ -8,8 +10,10 @@ from .path_integral import path_integral as path_integral
 
 __all__ = [
     "ControlEstimate",
+    "Feedback",
     "LinearQuadratic",
     "PathIntegral",
+    "feedback",
     "linear_quadratic",
     "path_integral",
 ]
