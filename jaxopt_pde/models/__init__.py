@@ -10,6 +10,7 @@ from .grouped_convolution import grouped_convolve as grouped_convolve
 from .lenet import LeNet as LeNet
 from .mlp import MLP as MLP
 from .resnext import ResNeXt as ResNeXt
+from .value_network import ValueNetwork as ValueNetwork
 
 __all__ = [
     "MLP",
@@ -18,6 +19,7 @@ __all__ = [
     "Dropout",
     "LeNet",
     "ResNeXt",
+    "ValueNetwork",
     "convolve",
     "grouped_convolve",
     "max_pool",
