@@ -3,7 +3,7 @@
     python benchmarks/control.py [--repetitions N] [--json PATH]
 
 4,096 rollouts of 50 Euler steps in 100 dimensions, one `jit` each, interleaved in one process; ratios are taken round
-by round. The unit is a plain scan of vmapped steps x ← x − h ∇f(x) + √(hT) ξ with the noise of the same keys. Then
+by round. The unit is a plain scan of vmapped steps x ← x − h ∇f(x) + √(hT) ξ with as many Gaussians. Then
 
 * forward: the rollouts of `control.path_integral` with their exponents and log-sum-exp, the value alone;
 * with the adjoint: `control.path_integral(...).estimate`, value and control, which runs each step again in reverse;
@@ -56,7 +56,7 @@ def plain(loss) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
     def run(x, key):
         def step(positions, number):
-            # The keys of the rollouts, so that both sides draw the same numbers.
+            # Keys as in the rollouts, one for each of them and each step.
             noise_key = jax.random.split(jax.random.fold_in(key, number), 3)[0]
             keys = jax.vmap(functools.partial(jax.random.fold_in, noise_key))(jnp.arange(ROLLOUTS))
             move = lambda y, k: (
