@@ -12,4 +12,5 @@ benchmarks:  ## needs `pip install -e ".[benchmarks]"`
 	python benchmarks/step_rules.py
 	python benchmarks/models.py
 	python benchmarks/pde.py
+	python benchmarks/penalties.py
 	python benchmarks/control.py
