@@ -11,10 +11,10 @@ On the left, the training loss against L in units of L0, the constant of the tru
 no L-Lipschitz function can beat: each pair of opposite labels at distance d costs at least (2 - Ld)²/2. At L = L0 the
 true labels are nearly fitted, with loss 0.05 and no error, and coin flips are not, 0.43. In the middle, training and
 test errors: the bound narrows the gap between them, from 50 to 41 % for coin flips at L0, at no cost for true labels,
-and with half of the labels random it lowers the error on the true test labels from 32 to 11 % at L0/4. On the right, the
-slopes: the largest gradient over the data, which is what the penalty sees, the steepest secant between two data points,
-both below Lip(f), and the product of the layers' norms, above it. Under tight bounds the secant exceeds the largest
-gradient: the network is steeper between the data than at them, and only the product bounds Lip(f).
+and with half of the labels random it lowers the error on the true test labels from 32 to 11 % at L0/4. On the right,
+the slopes: the largest gradient over the data, which is what the penalty sees, the steepest secant between two data
+points, both below Lip(f), and the product of the layers' norms, above it. Under tight bounds the secant exceeds the
+largest gradient: the network is steeper between the data than at them, and only the product bounds Lip(f).
 
 The separation is one of degree. In 64 dimensions 300 random labels need but twice the slope of true ones, and the floor
 at L0 is far below the loss that training reaches: most of what keeps the random labels out there is the network and
