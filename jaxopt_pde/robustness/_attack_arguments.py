@@ -62,9 +62,6 @@ _TRACED = _Traced()
 
 def split_model(logits_fn: LogitsFn) -> tuple[Model, list]:
     """``logits_fn`` in two: what is static, and the arrays among the arguments of a ``functools.partial``."""
-    if not callable(logits_fn):
-        msg = f"logits_fn must be a function of images [n, ...], got {logits_fn!r}."
-        raise TypeError(msg)
     args, keywords = (), {}
     while isinstance(logits_fn, functools.partial):  # jax.tree_util.Partial is one
         args, keywords = (*logits_fn.args, *args), {**logits_fn.keywords, **keywords}
@@ -114,6 +111,9 @@ def check_attack(
     logits_fn: LogitsFn, x: Any, y: Any, bounds: Any
 ) -> tuple[Float[Array, "n ..."], Int[Array, " n"], tuple[float, float]]:
     """Images, labels and box as arrays and floats; raises where shapes, dtypes or concrete values are wrong."""
+    if not callable(logits_fn):
+        msg = f"logits_fn must be a function of images [n, ...], got {logits_fn!r}."
+        raise TypeError(msg)
     bounds = _check_bounds(bounds)
     if not isinstance(x, (np.ndarray, jax.Array)) or x.ndim < 2:
         msg = f"x must be an array of images [n, ...], got {jnp.shape(x)} ({type(x).__name__})."

@@ -34,14 +34,14 @@ def dual(norm: float) -> float:
 
 
 def image_norm(images: Float[Array, "n ..."], norm: float) -> Float[Array, " n"]:
-    """‖aᵢ‖ₚ of each image; for p = 2 scaled by the largest entry, so that no square under- or overflows."""
+    """‖aᵢ‖ₚ of each image; for p = 2 scaled by the largest entry, so that no square under- or overflows; ∞ if an entry is."""
     size = jnp.abs(images.reshape(images.shape[0], -1))
     if norm == 1:
         return size.sum(-1)
     largest = size.max(-1)
     if norm == math.inf:
         return largest
-    scale = jnp.where(largest > 0, largest, 1)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     return scale * jnp.sqrt(jnp.sum((size / scale[:, None]) ** 2, -1))
 
 

@@ -45,7 +45,8 @@ def error_curve(
 
     Of :func:`minimal_distance` the curve is the exact step function of the distances found. Of :func:`pgd` at many
     radii, stacked along a leading axis, dᵢ is the smallest distance of a success: an image broken at one radius is
-    broken at all larger ones. (There d ≤ 1.0001 r counts: x + a rounds, and puts an attack at r just outside.) Both lie below the true error, which no attack knows.
+    broken at all larger ones. (There d ≤ 1.0001 r counts: x + a rounds, and puts an attack at r just outside.)
+    Both lie below the true error, which no attack knows.
 
     The interval of each error is Wilson's for a binomial share; that of the median lies between two order
     statistics and holds for every distribution of distances. Both are about the drawing of the images, not about

@@ -42,8 +42,9 @@ def minimal_distance(
 
     1. The boundary to each of the ``candidates`` classes with the largest logits is linearised at x; the nearest is
        |f_y - f_j|/‖∇(f_y - f_j)‖_q away. The search starts just beyond it (restart r: beyond the r-th nearest).
-    2. Fast minimum-norm steps: z ascends the margin and is projected onto a ball about x that shrinks while z is
-       misclassified and grows while it is not. The smallest misclassified z is kept.
+    2. Linearised steps (DeepFool) until z is misclassified, then fast minimum-norm steps: z ascends the margin and
+       is projected onto a ball about x that shrinks while z is misclassified and grows while it is not. The
+       smallest misclassified z is kept.
     3. Bisection along the segment from x to it.
 
     For a linear classifier whose nearest boundary is met inside the box, stage 1 is exact and stage 3 removes its
@@ -179,10 +180,15 @@ def _run(
         inwards = jnp.minimum(radius * (1 - growth), best_distance)
         radius = jnp.minimum(jnp.where(success, inwards, outwards), room)
 
+        # Across: Euclidean steps. Not across in this restart yet: on to the boundary linearised here, as in DeepFool.
         fraction = (_LAST_STEP + (1 - _LAST_STEP) * cosine).astype(x.dtype)
         length = fraction * _steps.image_norm(point - x, 2)
-        point = point + _steps.spread(length, x) * _steps.ascent_direction(gradient, 2)
-        point = _steps.project(point, x, radius, norm, settings.bounds)
+        euclidean = _steps.spread(length, x) * _steps.ascent_direction(gradient, 2)
+        straight = _steps.spread(_OVERSHOOT * short.astype(x.dtype), x) * _steps.ascent_direction(
+            gradient, norm
+        )
+        point = point + jnp.where(_steps.spread(crossed, x), euclidean, straight)
+        point = _steps.project(point, x, jnp.where(crossed, radius, room), norm, settings.bounds)
         return _Search(point, radius, crossed, best, best_distance)
 
     none = jnp.full(x.shape[:1], jnp.inf, x.dtype)
