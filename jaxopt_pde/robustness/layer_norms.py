@@ -173,9 +173,6 @@ def convolution_norm(
             divide a circular image or a kernel larger than it.
         TypeError: a size that is not an integer.
 
-    Good values:
-        The zero-padded 2 → 2 bound is within 1 % of the exact norm for images much larger than the kernel.
-
     Example:
         The mean over 2x2 windows keeps constants; its norm is 1, with stride 2 it is ½:
 

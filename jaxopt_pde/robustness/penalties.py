@@ -95,7 +95,7 @@ def gradient_penalty(
 
     Good values:
         h about √(eps |ℓ|/|vᵀ∇²ℓ v|): in float32, with inputs in [0, 1] and losses of order 1, that is 1e-3 for ‖hv‖₂
-        (relative error 4e-3 of the parameter gradient; 2e-2 at 1e-2, 2e-1 at 1e-5). ‖v‖_p = 1, so h is a length, not a
+        (relative error of the parameter gradient below 4e-3 for a small tanh network). ‖v‖_p = 1, so h is a length, not a
         relative change of x: scale it with the standard deviation of a pixel if the inputs are not in [0, 1]. With
         p = ∞ the displacement has 2-norm h√d, so divide h by √d. In float64, 1e-6, or 1e-4 with ``"central"``.
 
