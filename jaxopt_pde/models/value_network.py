@@ -97,7 +97,7 @@ def _polynomials(degree: int) -> np.ndarray:
     """Row k: the monomial coefficients of the k-th polynomial on [−1, 1] orthonormal in the loss of training.
 
     Multiplied by S − s they stand in the tails' residuals, which weigh a late time by the tails that hold it: the
-    weight is (1 − z)² (1 + z). In monomials the same fit takes several times the updates.
+    weight is (1 − z)² (1 + z). In monomials the same fit is slower: they are far from orthogonal there.
     """
     nodes, weights = np.polynomial.legendre.leggauss(degree + 3)
     root = np.sqrt(weights * (1 - nodes) ** 2 * (1 + nodes) / 2)
