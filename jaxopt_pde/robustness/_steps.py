@@ -34,7 +34,7 @@ def dual(norm: float) -> float:
 
 
 def image_norm(images: Float[Array, "n ..."], norm: float) -> Float[Array, " n"]:
-    """‖aᵢ‖ₚ of each image; for p = 2 scaled by the largest entry, so that no square under- or overflows; ∞ if an entry is."""
+    """‖aᵢ‖ₚ of each image; for p = 2 scaled by the largest entry: no square under- or overflows."""
     size = jnp.abs(images.reshape(images.shape[0], -1))
     if norm == 1:
         return size.sum(-1)
