@@ -198,7 +198,7 @@ def iterated(config: Config) -> dict[str, jax.Array]:
         result = jax.vmap(lambda x, start: smoothing.hopf_lax(gradient, x, 0, start=start, **settings))(
             x, start
         )
-        contraction = jnp.clip(result.info["contraction"], 0, 0.99)
+        contraction = jnp.nan_to_num(jnp.clip(result.info["contraction"], 0, 0.99))  # 0/0 at the end
         bound = contraction / (1 - contraction) * result.info["residual"]
         return result.positions, (result.gradient - wanted, bound)
 
