@@ -7,6 +7,7 @@ import tempfile
 
 import hypothesis
 import jax
+import jaxlib.version
 import pytest
 
 # Compiling takes what it takes, and a failure must come back on the next run.
@@ -33,10 +34,12 @@ def pytest_configure(config):
 
     Nearly all programs here are tiny, so LLVM's optimisations and the MLIR route of fusions cost more than they earn:
     together two thirds of the time of a compilation. XLA reads the variable once, when the first backend starts, and
-    stops at a flag it does not know; the last of two equal flags wins, so the caller's own still hold.
+    stops at a flag it does not know, hence the versions; the last of two equal flags wins, so the caller's own hold.
     """
     if not config.getoption("--run-slow"):
-        flags = ["--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=0"]
+        flags = ["--xla_backend_optimization_level=0"]
+        if (0, 7) <= jaxlib.version.__version_info__ < (0, 11):
+            flags.append("--xla_cpu_use_fusion_emitters=false")
         os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
 
