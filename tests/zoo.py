@@ -130,6 +130,9 @@ RULES = {
         lambda gradient: {},
         "learning_rate",
     ),
+}
+
+ZOO = RULES | {
     # A push away from the minimiser that ends at the horizon, and noise below the contract's tolerances.
     "controlled_sgd": _rule(
         jaxopt_pde.controlled_sgd,
@@ -142,9 +145,6 @@ RULES = {
         lambda gradient: {},
         "learning_rate",
     ),
-}
-
-ZOO = RULES | {
     "entropy_sgd": Entry(
         jaxopt_pde.entropy_sgd,
         {"learning_rate": 0.5, **_INNER},
