@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
 from .. import _noise, _validate
 from .._arithmetic import add_scaled, cast_like, dot, squared_norm
+from .._sharding import free_all_but_the_mapped_axis
 from .._typing import GradFn, InnerStep, Params, ValueFn
 
 __all__ = ["Dynamics", "WeightedMean", "merge", "no_mean", "rollout", "summarise"]
@@ -63,9 +64,9 @@ def rollout(
             energy = squared_norm(steering, exponent.dtype) * step_size / 2
             exponent = exponent + cost * (energy - noise_scale * dot(steering, noise, exponent.dtype))
         position = add_scaled(add_scaled(position, -step_size, force), noise_scale, noise)
-        return (_constrain(position, dynamics.sharding), exponent), None
+        return (free_all_but_the_mapped_axis(position, dynamics.sharding), exponent), None
 
-    initial = (_constrain(start, dynamics.sharding), jnp.zeros([], step_size.dtype))
+    initial = (free_all_but_the_mapped_axis(start, dynamics.sharding), jnp.zeros([], step_size.dtype))
     # The reverse pass keeps the positions alone and computes each step again.
     (end, exponent), _ = jax.lax.scan(
         jax.checkpoint(step, prevent_cse=False), initial, jnp.arange(dynamics.num_steps, dtype=jnp.int32)
@@ -133,16 +134,3 @@ def merge(one: WeightedMean, other: WeightedMean, scale) -> WeightedMean:
         spread = spread + share**2 * (part.spread + moved)
         skew = add_scaled(skew, share**2, add_scaled(part.skew, part.squares, shift))
     return WeightedMean(least, total, mean, squares, spread, skew)
-
-
-def _constrain(tree: Params, sharding: NamedSharding | None) -> Params:
-    """Under ``vmap(spmd_axis_name=…)`` a constraint that leaves every axis free still pins the rollout axis."""
-    if sharding is None:
-        return tree
-    free = PartitionSpec.UNCONSTRAINED
-    return jax.tree.map(
-        lambda leaf: jax.lax.with_sharding_constraint(
-            leaf, NamedSharding(sharding.mesh, PartitionSpec(*[free] * leaf.ndim))
-        ),
-        tree,
-    )

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from .. import _validate
 from .._arithmetic import cast_like, cast_up
+from .._sharding import check_axis_sharding, mapped_axis
 from .._typing import GradFn, Params, ValueFn
 from . import _rollouts
 
@@ -138,8 +139,7 @@ class PathIntegral:
             self.rollout_sharding,
         )
         run = jax.value_and_grad(functools.partial(_rollouts.rollout, dynamics, params, key))
-        axis = None if self.rollout_sharding is None else self.rollout_sharding.spec[0]
-        run = jax.vmap(run, in_axes=(None, 0), spmd_axis_name=axis)
+        run = jax.vmap(run, in_axes=(None, 0), spmd_axis_name=mapped_axis(self.rollout_sharding))
         indices = jnp.arange(n, dtype=jnp.int32)
         if self.rollout_batch_size is None:
             exponents, gradients = run(anchor, indices)
@@ -291,7 +291,7 @@ def path_integral(
         if num_rollouts % rollout_batch_size:
             msg = f"rollout_batch_size must divide num_rollouts={num_rollouts}, got {rollout_batch_size!r}."
             raise ValueError(msg)
-    _check_rollout_sharding(rollout_sharding, num_rollouts)
+    check_axis_sharding("rollout_sharding", rollout_sharding, "num_rollouts", num_rollouts)
     if loss_fn is None and grad_fn is None:
         msg = "loss_fn=None needs grad_fn: something must drive the rollouts."
         raise ValueError(msg)
@@ -319,22 +319,3 @@ def _gradient_of(loss_fn: ValueFn) -> GradFn:
 
     gradient = jax.grad(loss)
     return lambda params, step: gradient(params)
-
-
-def _check_rollout_sharding(sharding: NamedSharding | None, num_rollouts: int) -> None:
-    if sharding is None:
-        return
-    if (
-        not isinstance(sharding, NamedSharding)
-        or len(sharding.spec) != 1
-        or not isinstance(sharding.spec[0], str)
-    ):
-        msg = f"rollout_sharding must be NamedSharding(mesh, PartitionSpec('axis')), got {sharding!r}."
-        raise ValueError(msg)
-    size = sharding.mesh.shape[sharding.spec[0]]
-    if num_rollouts % size:
-        msg = (
-            f"num_rollouts={num_rollouts} must be a multiple of {size}, the size of mesh axis "
-            f"{sharding.spec[0]!r} in rollout_sharding."
-        )
-        raise ValueError(msg)

@@ -5,11 +5,12 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
 from .. import _noise, _validate
 from .._arithmetic import cast_up
+from .._sharding import check_axis_sharding, free_all_but_the_mapped_axis, mapped_axis
 from .._typing import GradFn, Params, Smoothed
 from . import _estimators, _kernel
 
@@ -58,27 +59,8 @@ class LangevinSettings(NamedTuple):
             if self.chain_sharding is not None:
                 msg = "chain_batch_size and chain_sharding exclude each other: one runs chains in turn, one at once."
                 raise ValueError(msg)
-        _check_chain_sharding(self.chain_sharding, self.num_chains)
+        check_axis_sharding("chain_sharding", self.chain_sharding, "num_chains", self.num_chains)
         return self._replace(burn_in=burn_in)
-
-
-def _check_chain_sharding(sharding: NamedSharding | None, num_chains: int) -> None:
-    if sharding is None:
-        return
-    if (
-        not isinstance(sharding, NamedSharding)
-        or len(sharding.spec) != 1
-        or not isinstance(sharding.spec[0], str)
-    ):
-        msg = f"chain_sharding must be NamedSharding(mesh, PartitionSpec('axis')), got {sharding!r}."
-        raise ValueError(msg)
-    size = sharding.mesh.shape[sharding.spec[0]]
-    if num_chains % size:
-        msg = (
-            f"num_chains={num_chains} must be a multiple of {size}, the size of mesh axis "
-            f"{sharding.spec[0]!r} in chain_sharding."
-        )
-        raise ValueError(msg)
 
 
 def langevin(
@@ -238,8 +220,7 @@ def _over_chains(run_chain, start: Params | None, settings: LangevinSettings) ->
     if settings.chain_batch_size is not None:
         size = None if settings.chain_batch_size == 1 else settings.chain_batch_size
         return jax.lax.map(lambda pair: run_chain(*pair), (chains, start), batch_size=size)
-    axis = None if settings.chain_sharding is None else settings.chain_sharding.spec[0]
-    return jax.vmap(run_chain, spmd_axis_name=axis)(chains, start)
+    return jax.vmap(run_chain, spmd_axis_name=mapped_axis(settings.chain_sharding))(chains, start)
 
 
 def _run_chain(
@@ -261,7 +242,7 @@ def _run_chain(
     origin = anchor if start is None else jax.tree.map(lambda y, x: y.astype(x.dtype), start, anchor)
     zeros = jax.tree.map(jnp.zeros_like, anchor)
     initial = _estimators.Chains(
-        position=_constrain(origin, settings.chain_sharding),
+        position=free_all_but_the_mapped_axis(origin, settings.chain_sharding),
         start=origin if controlled else None,
         mean_position=None if settings.estimator == "gradient" else anchor,
         mean_gradient=zeros if wants_gradient else None,
@@ -279,7 +260,7 @@ def _run_chain(
         position, velocity = _kernel.langevin_step(
             chain_state.position, velocity, gradient, anchor, noise, scalars
         )
-        position = _constrain(position, settings.chain_sharding)
+        position = free_all_but_the_mapped_axis(position, settings.chain_sharding)
         weight = _kernel.averaging_weight(
             index, settings.averaging, settings.burn_in, scalars.step_size.dtype
         )
@@ -314,16 +295,3 @@ def _run_chain(
     steps = jnp.arange(settings.num_steps, dtype=jnp.int32)
     (final, _), _ = jax.lax.scan(step, (initial, zeros if heavy else None), steps)
     return final
-
-
-def _constrain(tree: Params, chain_sharding: NamedSharding | None) -> Params:
-    """Under ``vmap(spmd_axis_name=…)`` a constraint that leaves every axis free still pins the chain axis."""
-    if chain_sharding is None:
-        return tree
-    free = PartitionSpec.UNCONSTRAINED
-    return jax.tree.map(
-        lambda leaf: jax.lax.with_sharding_constraint(
-            leaf, NamedSharding(chain_sharding.mesh, PartitionSpec(*[free] * leaf.ndim))
-        ),
-        tree,
-    )
