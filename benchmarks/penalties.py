@@ -5,6 +5,13 @@
 LeNet (132,220 parameters, BatchNorm on its running statistics) and the MLP of 79,510 parameters at batch 128; value and
 gradient of the objective in the parameters, one compiled program a row. Ratios to the plain step are taken round by
 round, interleaved in one process. "batched" rows hand over losses of a whole batch, the others the loss of one example.
+"fused" rows are regularized_value_and_grad (batched), the others add the penalty as a separate term.
+
+XLA asks for its scratch memory at every call (52 MB for LeNet's exact step, twice the plain one's). Where glibc returns
+it to the system each time, zeroing the pages costs as much as the arithmetic: 3.4 plain steps instead of 2.0. The numbers
+in results/ are on one core, with an allocator that keeps what it has:
+
+    MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=500000000 taskset -c 0 python ...
 """
 
 import argparse
@@ -25,6 +32,13 @@ from jaxopt_pde import robustness
 from jaxopt_pde.models import MLP, LeNet
 
 BATCH_SIZE, WEIGHT, STEP = 128, 0.1, 1e-3
+
+# Keyword arguments of regularized_value_and_grad, by row.
+FUSED = {
+    "fused, exact": {"mean_weight": WEIGHT},
+    "fused, finite differences": {"mean_weight": WEIGHT, "method": "finite_difference"},
+    "fused, exact, largest of the batch": {"max_weight": WEIGHT},
+}
 
 # Keyword arguments of gradient_penalty, by row.
 ROWS = {
@@ -68,8 +82,11 @@ def make_runs(model: Any) -> dict[str, paired.Run]:
     def run(program: Callable) -> paired.Run:
         return lambda: jax.block_until_ready(program(params, images, labels))
 
-    rows = {"plain": None, **ROWS}
-    return {name: run(objective(options)) for name, options in rows.items()}
+    def fused(options: dict[str, Any]) -> Callable:
+        return jax.jit(robustness.regularized_value_and_grad(losses, step=STEP, batched=True, **options))
+
+    separate = {name: run(objective(options)) for name, options in {"plain": None, **ROWS}.items()}
+    return separate | {name: run(fused(options)) for name, options in FUSED.items()}
 
 
 def measure(name: str, runs: dict[str, paired.Run], repetitions: int) -> list[dict[str, Any]]:
@@ -104,7 +121,7 @@ def shown(name: str, results: list[dict[str, Any]], where: dict[str, Any]) -> ri
 def main() -> None:
     """Times, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=15, help="timed rounds (default %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=11, help="timed rounds (default %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
     if arguments.repetitions < 1:

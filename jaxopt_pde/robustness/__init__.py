@@ -24,6 +24,8 @@ from .penalties import lipschitz_excess as lipschitz_excess
 from .penalties import two_lip as two_lip
 from .projected_gradient import fgsm as fgsm
 from .projected_gradient import pgd as pgd
+from .regularized import RegularizedParts as RegularizedParts
+from .regularized import regularized_value_and_grad as regularized_value_and_grad
 
 __all__ = [
     "AttackResult",
@@ -31,6 +33,7 @@ __all__ = [
     "DenseLayer",
     "ErrorCurve",
     "LipschitzExtension",
+    "RegularizedParts",
     "certified_radius",
     "certified_radius_from_loss",
     "convolution_norm",
@@ -49,5 +52,6 @@ __all__ = [
     "lipschitz_upper_bound",
     "minimal_distance",
     "pgd",
+    "regularized_value_and_grad",
     "two_lip",
 ]

@@ -95,11 +95,12 @@ def gradient_penalty(
 
     Good values:
         h about √(eps |ℓ|/|vᵀ∇²ℓ v|): in float32, with inputs in [0, 1] and losses of order 1, that is 1e-3 for ‖hv‖₂
-        (relative error of the parameter gradient below 4e-3 for a small tanh network). ‖v‖_p = 1, so h is a length, not a
-        relative change of x: scale it with the standard deviation of a pixel if the inputs are not in [0, 1]. With
-        p = ∞ the displacement has 2-norm h√d, so divide h by √d. In float64, 1e-6, or 1e-4 with ``"central"``.
+        (relative error of the parameter gradient below 4e-3 for a small tanh network). ‖v‖_p = 1, so h is a length,
+        not a relative change of x: scale it with the standard deviation of a pixel if the inputs are not in [0, 1].
+        With p = ∞ the displacement has 2-norm h√d, so divide h by √d. In float64, 1e-6, or 1e-4 with ``"central"``.
 
-    XLA shares the forward pass with the mean loss if that is written ``jax.vmap(loss_fn)(xs, ys).mean()``.
+    XLA shares the forward pass with the mean loss if that is written ``jax.vmap(loss_fn)(xs, ys).mean()``, but not the
+    reverse pass: for a training step :func:`regularized_value_and_grad` computes the same numbers from fewer passes.
 
     Example:
         A linear loss w·x has ∇ₓℓ = w everywhere, and the derivative of ‖w‖₂ is w/‖w‖₂:
