@@ -62,9 +62,9 @@ def regularized_value_and_grad(
       are taken before they are divided by h, and the value is the exact J (‖∇ₓℓ‖ is known), not E ℓ(x + hv) over h,
       whose rounding would be eps·|ℓ|/h.
 
-    On one CPU core a LeNet step takes 2.0 plain steps exactly and 2.15 by differences (2.7 and 3.0 as separate terms); an
-    MLP, nearly all of it first layer, 2.7 and 2.9 (``benchmarks/penalties.py``). So differences are for losses whose
-    second derivatives do not exist or do not fit into memory.
+    On one CPU core a LeNet step takes 2.0 plain steps exactly and 2.15 by differences (2.7 and 3.0 as separate terms);
+    an MLP, nearly all of it first layer, 2.7 and 2.9 (``benchmarks/penalties.py``). So differences are for losses
+    whose second derivatives do not exist or do not fit into memory.
 
     The maximum is differentiated at the first example that attains it (a batch of 1), as in :func:`gradient_penalty`;
     likewise where ∇ₓℓ = 0 its terms are 0, NaN comes out as NaN, and at the kinks of a ReLU network "exact" takes the
