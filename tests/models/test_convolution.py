@@ -86,6 +86,65 @@ def test_vmap_of_gradients_is_a_loop(channels, axes):
     assert_close(got, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
 
 
+# About five roundings of the largest entry in bfloat16, which sums in float32; elsewhere those of 200 summands.
+DTYPES = [(jnp.bfloat16, 0.02), (jnp.float32, 2e-5), (jnp.float64, 1e-13)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("padding", ["VALID", ((3, 1), (0, 2))])
+def test_direct_form_is_the_form_of_windows(x64, dtype, tolerance, padding):
+    """Value, both gradients, Hessian-vector product, beside windows in float64; padding wider than the kernel too."""
+    arrays = normals((2, 7, 6, 8), (3, 2, 8, 4), (2, 7, 6, 8), (3, 2, 8, 4))
+    # Sums of 48 products, and of four times as many in the gradients: as large as the numbers summed.
+    inputs, kernel, *direction = (
+        a.astype(dtype) / scale for a, scale in zip(arrays, (1, 7, 1, 7), strict=True)
+    )
+    forms = [functools.partial(convolve, padding=padding, form=form) for form in ("direct", "windows")]
+    got = jax.jit(functools.partial(derivatives, forms[0]))(inputs, kernel, tuple(direction))
+    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
+    exact = [a.astype(jnp.float64) for a in (inputs, kernel, *direction)]
+    expected = jax.jit(functools.partial(derivatives, forms[1]))(*exact[:2], tuple(exact[2:]))
+    assert_close(jax.tree.map(lambda leaf: leaf.astype(jnp.float64), got), expected, tolerance)
+
+
+@pytest.mark.parametrize("axes", [(None, 0), (0, None), (0, 0)], ids=["kernels", "inputs", "both"])
+def test_vmap_of_the_direct_form(axes):
+    inputs, kernels = normals((3, 2, 7, 6, 16), (3, 3, 3, 16, 4))
+    arguments = [a if axis == 0 else a[0] for a, axis in zip((inputs, kernels), axes, strict=True)]
+
+    def gradient(form, *arguments):
+        loss = lambda *a: jnp.sum(convolve(*a, form=form) ** 3)
+        return jax.vmap(jax.value_and_grad(loss, argnums=(0, 1)), axes)(*arguments)
+
+    compare = jax.jit(lambda *a: [gradient(form, *a) for form in ("direct", "windows")])
+    assert_close(*compare(*arguments))
+
+
+def test_direct_form_is_taken_where_it_is_quick_and_transposes_to_the_plain_labels():
+    """On a CPU; the gradient in the kernel keeps its GEMMs. The labels are those of XLA's fast kernel."""
+
+    def text(channels, strides=(1, 1), platform="cpu", argnums=0):
+        inputs, kernel = normals((2, 8, 8, channels), (3, 3, channels, 4))
+        module = Conv(4, (3, 3), strides, use_bias=False, form="direct")
+        loss = lambda inputs, kernel: jnp.sum(module.apply({"params": {"kernel": kernel}}, inputs) ** 2)
+        traced = jax.jit(jax.grad(loss, argnums)).trace(inputs, kernel)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    deep = text(8)
+    labels = "dim_numbers = [b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
+    assert deep.count("stablehlo.convolution") == deep.count(labels) == 2
+    assert deep.count("stablehlo.optimization_barrier") == 1
+    assert "stablehlo.dot_general" not in deep
+    kernel_gradient = text(8, argnums=1)
+    assert kernel_gradient.count("stablehlo.convolution") == 1
+    assert "stablehlo.dot_general" in kernel_gradient
+    for shallow in (text(5), text(8, (2, 1))):
+        assert "stablehlo.convolution" not in shallow
+    accelerated = text(8, platform="cuda")
+    assert accelerated.count("stablehlo.convolution") == 2
+    assert "stablehlo.optimization_barrier" not in accelerated
+
+
 def test_gradient_of_a_scan_in_float64(x64):
     inputs, kernel = (a.astype(jnp.float64) for a in normals((4, 2, 6, 6, 2), (3, 3, 2, 2)))
 
@@ -122,6 +181,8 @@ def test_module_is_flax_conv(use_bias, padding):
     params = ours.init(key, inputs)
     jax.tree.map(np.testing.assert_array_equal, params, theirs.init(key, inputs))
     assert_close(ours.apply(params, inputs), theirs.apply(params, inputs))
+    direct = Conv(4, (3, 2), **settings, form="direct")
+    assert_close(direct.apply(params, inputs), theirs.apply(params, inputs))
 
 
 def test_module_promotes_dtypes_like_flax():
@@ -236,6 +297,8 @@ IMAGES, KERNEL = np.ones((2, 5, 5, 3), np.float32), np.ones((3, 3, 3, 4), np.flo
         ),
         (lambda: convolve(IMAGES, KERNEL, padding=((-1, 0), (0, 0))), ValueError, "padding of the height"),
         (lambda: convolve(IMAGES[:, :2], KERNEL, padding="VALID"), ValueError, "kernel has height 3, larger"),
+        (lambda: convolve(IMAGES, KERNEL, form="fft"), ValueError, "form must be one of 'windows', 'direct'"),
+        (lambda: Conv(1, (3, 3), form="fft"), ValueError, "form must be one of 'windows', 'direct'"),
         (lambda: Conv(0, (3, 3)), ValueError, "features must be at least 1, got 0"),
         (lambda: Conv(1, 3), ValueError, "kernel_size must be a pair of integers, got 3"),
         (lambda: Conv(1, (3, 3), strides=(0, 1)), ValueError, r"strides\[0\] must be at least 1"),
