@@ -11,10 +11,11 @@ whatever α is. Little chance is left then, so that the bias of the Euler step s
 away. A rollout of a path integral has as many Euler steps as the descent in all, and a network is trained with as many,
 so that their bias goes too. The energy of an estimated control is counted less the variance of the estimate.
 
-What to see: the two halves fill the improvement to fractions of a percent, also in 100 dimensions. A control scaled by
-a half or by two satisfies the inequality about as well, and fails the identity by tens of percent. The reason is in the
-panel on scales: the slack of the inequality is the gain in total cost over no control at all, which is highest at the
-optimal control and positive for every control better than none. E V alone goes on falling for controls too strong.
+What to see: the two halves fill the improvement to a percent or better, also in 100 dimensions. Half the control and
+twice the control satisfy the inequality too (twice only just, in double wells), and fail the identity by a quarter of
+the improvement or more. The reason is in the panel on scales: the slack of the inequality is the gain in total cost
+over no control at all, which is highest at the optimal control and positive for every control better than none. E V
+alone goes on falling for controls too strong.
 """
 
 import dataclasses
