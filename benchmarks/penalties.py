@@ -7,11 +7,12 @@ gradient of the objective in the parameters, one compiled program a row. Ratios 
 round, interleaved in one process. "batched" rows hand over losses of a whole batch, the others the loss of one example.
 "fused" rows are regularized_value_and_grad (batched), the others add the penalty as a separate term.
 
-XLA asks for its scratch memory at every call (52 MB for LeNet's exact step, twice the plain one's). Where glibc hands
+XLA asks for scratch memory at every call (52 MB for LeNet's exact step, twice the plain one's). Where glibc hands
 it back to the system each time, the page faults cost as much as the arithmetic: 3.4 plain steps instead of 2.0. The
 numbers in results/ are on one core, with an allocator that keeps what it has:
 
-    MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=500000000 taskset -c 0 python ...
+    export MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=500000000
+    taskset -c 0 python benchmarks/penalties.py
 """
 
 import argparse

@@ -61,9 +61,9 @@ def lipschitz_extension(
         lipschitz: L ≥ 0 in [label/input].
         norm: on the inputs: 1, 2 or inf.
         chunk_size: queries in one pass; None chooses it so that n·d·chunk stays below 2²⁴ numbers.
-        check: whether to compare the labels' own :func:`lipschitz_constant` (max-norm) with L, if all is concrete; it
-            takes n² distances. Unchecked labels steeper than L are not interpolated: u⁺ is then the largest L-Lipschitz
-            function *below* the labels, u⁻ the smallest above.
+        check: whether to compare the labels' own :func:`lipschitz_constant` (max-norm) with L, outside of traced
+            functions; it takes n² distances. Unchecked labels steeper than L are not interpolated: u⁺ is then the largest
+            L-Lipschitz function *below* the labels, u⁻ the smallest above.
 
     Returns:
         ``extend(queries)``: queries [m, ...] of the trailing shape of ``points`` → :class:`LipschitzExtension`. Pure;
@@ -89,7 +89,8 @@ def lipschitz_extension(
     _validate.check_nonnegative("lipschitz", lipschitz)
     if chunk_size is not None:
         _validate.check_count("chunk_size", chunk_size)
-    if check and not any(isinstance(value, jax.core.Tracer) for value in (points, labels, lipschitz)):
+    # Not points and labels: concrete ones that a traced function closes over are tracers once reshaped.
+    if check and not any(isinstance(value, jax.core.Tracer) for value in (flat, columns, lipschitz)):
         _check_feasible(flat, columns, float(lipschitz), norm)
     trailing, slope = jnp.shape(points)[1:], jnp.asarray(lipschitz, flat.dtype)
 

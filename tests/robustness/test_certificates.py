@@ -11,8 +11,8 @@ import pytest
 
 from jaxopt_pde import robustness
 
-DIRECTIONS = 720
-"""Angles of the search in two dimensions; a circle of radius r is met within r·π/720 < .005 r."""
+DIRECTIONS = 360
+"""Angles of the search in two dimensions; a circle of radius r is met within r·π/360 < .009 r."""
 
 
 def network(params, x):
@@ -46,7 +46,7 @@ def trained():
 def landscape():
     """Everything the soundness tests share, as one program: logits, attacked distances, slopes on data and grid."""
     params, xs, ys = trained()
-    axis = np.linspace(-4, 4, 641)  # spacing .0125
+    axis = np.linspace(-4, 4, 321)  # spacing .025
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
 
     @jax.jit
@@ -70,7 +70,7 @@ def landscape():
 
     def attacked(params, xs, ys):
         """The smallest radius at which some ray changes the class, inf if none does: each is a successful attack."""
-        radii = jnp.linspace(0.01, 4, 400)
+        radii = jnp.linspace(0.02, 4, 200)
         angles = 2 * jnp.pi * jnp.arange(DIRECTIONS) / DIRECTIONS
         rays = jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1)
 
@@ -85,7 +85,7 @@ def landscape():
 
 
 # The grid's maximum may miss the supremum between its points by a second derivative times half its diagonal.
-GRID_DIAGONAL = 0.018
+GRID_DIAGONAL = 0.036
 
 
 def false_certificates(radii, attacked):
@@ -94,7 +94,7 @@ def false_certificates(radii, attacked):
 
 
 def test_no_attack_beats_a_global_bound():
-    """All three rules with the suprema of a fine grid: 150 points, 288 000 attacks on each, no violation."""
+    """All three rules with the suprema of a fine grid: 150 points, 72 000 attacks on each, no violation."""
     found, _, ys = landscape()
     assert (found["logits"].argmax(1) == ys).mean() > 0.95  # there is something to certify
     rules = {"max_norm": "grid", "spectral": "spectral", "pairwise": "pairs"}

@@ -88,6 +88,15 @@ def test_circular_convolutions_are_exact(x64, strides):
     assert true <= got <= true * (1 + ROUNDING)
 
 
+def test_the_periodic_grid_must_hold_the_whole_convolution(x64):
+    """Taps (1, ½, −½) peak between the frequencies of 3 points: on so small a grid the "bound" is below the norm √2."""
+    taps = np.array([1.0, 0.5, -0.5])
+    true = np.linalg.norm([np.convolve(unit, taps) for unit in np.eye(3)], 2)
+    assert true == pytest.approx(math.sqrt(2))
+    assert abs(np.fft.fft(taps)).max() < 0.95 * true
+    assert float(robustness.convolution_norm(jnp.asarray(taps).reshape(3, 1, 1, 1), (3, 1))) >= true
+
+
 def test_power_iteration_stays_below_and_the_bound_above(x64):
     """Ten steps of power iteration on the layer underestimate its norm, which is why nothing here is built on it."""
     kernel, matrix = layer_matrix(*LAYERS[0])
