@@ -62,8 +62,8 @@ def lipschitz_extension(
         norm: on the inputs: 1, 2 or inf.
         chunk_size: queries in one pass; None chooses it so that n·d·chunk stays below 2²⁴ numbers.
         check: whether to compare the labels' own :func:`lipschitz_constant` (max-norm) with L, outside of traced
-            functions; it takes n² distances. Unchecked labels steeper than L are not interpolated: u⁺ is then the largest
-            L-Lipschitz function *below* the labels, u⁻ the smallest above.
+            functions; it takes n² distances. Unchecked labels steeper than L are not interpolated: u⁺ is then the
+            largest L-Lipschitz function *below* the labels, u⁻ the smallest above.
 
     Returns:
         ``extend(queries)``: queries [m, ...] of the trailing shape of ``points`` → :class:`LipschitzExtension`. Pure;
