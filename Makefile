@@ -14,3 +14,4 @@ benchmarks:  ## needs `pip install -e ".[benchmarks]"`
 	python benchmarks/pde.py
 	python benchmarks/penalties.py
 	python benchmarks/control.py
+	python benchmarks/attacks.py

@@ -147,7 +147,7 @@ def convolve(
 
     Good values:
         ``"windows"`` for training. ``"direct"`` for attacks and other gradients in images, by networks with 16 or
-        more channels on maps of 14x14 or more: it is XLA's convolution, 1.5 to 3 times as quick there. On small
+        more channels on maps of 12x12 or more: it is XLA's convolution, 1.5 to 3 times as quick there. On small
         maps (5x5 kernels on 8x8, as in LeNet) windows are twice as quick, in training four times. Where the depth
         (kernel width times channels) is below 16, at other strides and for 1x1 kernels ``"direct"`` takes windows
         too, so a network can name it in every layer.
