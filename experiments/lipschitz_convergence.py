@@ -279,7 +279,12 @@ def figure(results: _run.Arrays) -> plt.Figure:
                 end = (results[f"size_{name}"][-1], errors[-1].mean())
                 text = f"{DIMENSIONS[name]}-D: {fitted}"
                 axis.annotate(
-                    text, end, (8, -10), textcoords="offset points", color=COLOURS[name], va="center"
+                    text,
+                    end,
+                    (8, -10 if axis is grids else 0),
+                    textcoords="offset points",
+                    color=COLOURS[name],
+                    va="center",
                 )
         for label, line in ((0, "-"), (2, ":")):
             errors = results["error_circle"][:, 1:, label]
