@@ -6,8 +6,10 @@ intervals over the seeds. It lies below the true error, which no attack knows, s
 proved better. The ticks at the bottom are the medians, where the curves cross one half.
 
 The dots are PGD with 40 steps at fixed radii, the crosses FGSM, its first step. If the distances were found well, no
-dot lies above its curve: an image that PGD breaks at a radius has a distance no larger. The table counts the
-exceptions.
+dot lies above its curve, and none does; image by image PGD breaks 0.2 % that have a larger distance, which restarts
+would find. The dots also show what an evaluation by PGD on the cross-entropy alone would miss: at ℓ2 radius 0.6, 44
+% of the images of 2-Lip instead of 51 %, but 70 % instead of 72 % for J⁰. It flatters the defences with the maximum
+most.
 """
 
 import dataclasses
@@ -149,8 +151,8 @@ def figure(results: _run.Arrays) -> plt.Figure:
         for n, axis in enumerate(axes[0]):
             draw_curves(axis, results, n)
         axes[0, 0].set_ylabel("images misclassified within the distance   [%]")
-        axes[0, 0].plot([], [], "o", color="#4d4d4d", markersize=5, label="PGD, 40 steps")
-        axes[0, 0].plot([], [], "x", color="#4d4d4d", markersize=5, label="FGSM")
+        axes[0, 0].plot([], [], "o", color="#4d4d4d", markersize=5, label="PGD at this radius")
+        axes[0, 0].plot([], [], "x", color="#4d4d4d", markersize=5, label="FGSM at this radius")
         axes[0, 0].legend(frameon=False, fontsize=9.5, loc="lower right", labelcolor="linecolor")
     return fig
 
