@@ -347,9 +347,9 @@ def guide(axis, results, name: str, errors: np.ndarray, power: float, grid: bool
     axis.annotate(
         text,
         (sizes[len(sizes) // 2], values[len(sizes) // 2]),
-        (0, 6),
+        (6, 6),
         textcoords="offset points",
         color=GREY,
-        ha="right",
+        ha="left",
         va="bottom",
     )
