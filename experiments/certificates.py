@@ -48,7 +48,7 @@ UNSOUND = {
     "data pairs": "pairs of logits\n÷ largest gradient over data",
     "data loss": "log 2 − loss\n÷ largest gradient over data",
     "local": "pairs of logits\n÷ gradient at the image",
-    "probabilities": "margin of probabilities\n÷ 2 largest gradients over data",
+    "probabilities": "margin of probabilities\n÷ 2 gradients over data",
 }
 NAMES = (*SOUND, *UNSOUND)
 
@@ -322,7 +322,7 @@ def figure(results: _run.Arrays) -> plt.Figure:
         fig.get_layout_engine().set(w_pad=0.04, h_pad=0.06)
         seen = np.where(results["correct"] & np.isfinite(results["attacked"]), results["attacked"], np.nan)
         limits = np.nanquantile(seen, 0.002) / 1.3, np.nanmax(seen) * 1.3
-        low, high = 1e-3, 30.0
+        low, high = 1e-3, 4.0
         for (t, c), axis in np.ndenumerate(axes):
             axis.fill_between(limits, limits, [high] * 2, color=RED, alpha=0.07, linewidth=0)
             axis.plot(limits, limits, color=GREY, linewidth=0.8)
