@@ -352,9 +352,10 @@ def label_ends(axis, names: np.ndarray, values: np.ndarray) -> None:
     bottom, top = np.log(axis.get_ylim())
     heights = spread_out((np.log(np.maximum(values, np.exp(bottom))) - bottom) / (top - bottom), 0.07)
     heights += max(0.0, -heights.min()) - max(0.0, heights.max() - 1.0)
-    place = {"va": "center", "transform": axis.transAxes, "fontsize": 9.5}
-    for name, height in zip(names, heights, strict=True):
-        axis.text(1.02, height, str(name), color=COLOURS[str(name)], **place)
+    for name, height in zip(map(str, names), heights, strict=True):
+        axis.text(
+            1.02, height, name, color=COLOURS[name], va="center", transform=axis.transAxes, fontsize=9.5
+        )
 
 
 def draw_sizes(axis, results: _run.Arrays) -> None:
@@ -368,8 +369,7 @@ def draw_sizes(axis, results: _run.Arrays) -> None:
             axis.fill_between(
                 x, np.maximum(mean - half, 0.9), mean + half, color=colour, alpha=0.15, linewidth=0
             )
-    own = results["probe_rate"] * results["noise"][1].mean()
-    axis.axvline(own, color="#4d4d4d", linewidth=1, linestyle=":")
+    axis.axvline(own := results["probe_rate"] * results["noise"][1].mean(), color="#4d4d4d", linestyle=":")
     axis.set(xscale="log", yscale="log", ylim=(0.9, 1.5 * counts.max()))
     note = f"T of the minibatches,\nh tr(Σ)/d = {1e5 * own:.1f}·10⁻⁵"
     axis.annotate(note, (own, counts.max()), (6, 0), textcoords="offset points", va="center", fontsize=9)
@@ -396,6 +396,7 @@ def draw_training_sizes(axis, results: _run.Arrays) -> None:
     axis.set(
         ylabel=f"effective sample size, of {count} rollouts", title="effective sample size while training"
     )
+    axis.xaxis.set_minor_formatter("")
     axis.set_yticks([], minor=True)
     axis.set_yticks([1, 2, 4, count], labels=["1", "2", "4", str(count)])
     label_ends(axis, results["method"][alive], sizes[alive, -1].mean(axis=-1))
