@@ -374,11 +374,8 @@ def draw_sizes(axis, results: _run.Arrays) -> None:
     note = f"T of the minibatches,\nh tr(Σ)/d = {1e5 * own:.1f}·10⁻⁵"
     axis.annotate(note, (own, counts.max()), (6, 0), textcoords="offset points", va="center", fontsize=9)
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.set(
-        xlabel="temperature T of the rollouts   [nats]",
-        ylabel="effective sample size   [rollouts]",
-        title=f"which T keeps the weights alive (h = {results['probe_rate']:g})",
-    )
+    axis.set(xlabel="temperature T of the rollouts   [nats]", ylabel="effective sample size   [rollouts]")
+    axis.set_title(f"which T keeps the weights alive (h = {results['probe_rate']:g})")
     axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
