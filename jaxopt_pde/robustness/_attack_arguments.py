@@ -129,8 +129,7 @@ def check_attack(
             f"got {getattr(logits, 'shape', logits)}."
         )
         raise ValueError(msg)
-    # NumPy arrays: the minimum of a JAX array is a tracer inside a trace, even if the array is concrete.
-    check_labels(np.asarray(y) if _concrete(y) else y, x.shape[0], logits.shape[1])
+    check_labels(y, x.shape[0], logits.shape[1])
     if _concrete(x):
         values = np.asarray(x)
         least, greatest = values.min(), values.max()

@@ -36,7 +36,9 @@ def check_labels(labels: Any, num_examples: int, num_classes: int, name: str = "
         raise TypeError(msg)
     if isinstance(labels, jax.core.Tracer) or not num_examples:
         return
-    least, greatest = int(np.min(labels)), int(np.max(labels))
+    # As NumPy's: the minimum of a JAX array is a tracer inside a trace, even if the array is concrete.
+    values = np.asarray(labels)
+    least, greatest = int(values.min()), int(values.max())
     if least < 0 or greatest >= num_classes:
         msg = f"{name} must lie in [0, {num_classes}), got labels from {least} to {greatest}."
         raise ValueError(msg)
