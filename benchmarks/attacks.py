@@ -6,8 +6,8 @@ MNIST, from ``--data-dir`` or JAXOPT_PDE_DATA, and a network of two 5x5 convolut
 followed by relu and 2x2 pooling) and a dense layer of 100, trained by 250 steps of Adam. 40 steps in ℓ∞ (radius 0.1,
 step radius/30) and ℓ2 (radius 1.5, step radius/40) on test images. The rows:
 
-* jaxopt_pde: one call of `robustness.pgd`, on convolutions in the direct form and in the form of windows, which
-  training takes. It computes 42 gradients: also those of the image and of the FGSM point.
+* jaxopt_pde: one call of `robustness.pgd` on our convolutions with ``form="direct"``, which takes windows in layers as
+  small as these. It computes 42 gradients: also those of the image and of the FGSM point.
 * foolbox, JAX: the attack of the same name on the network with flax.linen's convolution and pooling, jitted, and on
   the network of our first row, jitted. 40 gradients.
 * foolbox, PyTorch: the same weights, frozen, so that no gradient in them is computed. 40 gradients.
@@ -181,7 +181,7 @@ def make_runs(
 
     frozen = foolbox.PyTorchModel(torch_network(variables), bounds=(0, 1), device="cpu")
     in_torch = (channels_first(x), torch.from_numpy(labels.astype(np.int64)), channels_first(start))
-    runs = {OURS: ours("direct"), f"{OURS}, windows": ours("windows")}
+    runs = {OURS: ours("direct")}
     runs |= dict(zip(PEERS, (on_jax(None), on_jax("direct"), theirs(frozen, *in_torch)), strict=True))
     last = PEERS[-1]
     ends = {name: (lambda run=run: np.asarray(run())) for name, run in runs.items()}

@@ -100,6 +100,17 @@ def test_pgd_breaks_what_fgsm_breaks_and_restarts_never_do_worse(problem, norm):
     assert jnp.all(jnp.where(same, thrice.loss >= once.loss - 1e-5, True))
     assert 0 < once.success.mean() < 1  # the radius discriminates
     assert jnp.any(thrice.loss > once.loss + 1e-4)
+    for result in (
+        single,
+        once,
+        thrice,
+    ):  # what is returned is in the box and the ball, and it is what was judged
+        assert result.x.min() >= 0
+        assert result.x.max() <= 1
+        moved = np.linalg.norm(np.asarray(result.x - x, np.float64), norm, axis=-1)
+        assert moved.max() <= radius * (1 + 1e-5)
+        np.testing.assert_allclose(result.distance, moved, rtol=1e-5)
+        np.testing.assert_array_equal(result.success, model(result.x).argmax(-1) != y)
 
 
 def test_misclassified_images_are_returned_as_they_are(problem):
