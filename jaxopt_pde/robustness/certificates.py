@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .. import _validate
 from ._checks import check_labels, warn_if_probabilities
 
 __all__ = ["certified_radius", "certified_radius_from_loss"]
@@ -35,7 +36,7 @@ def certified_radius(
     ==============  ======================  ======================================================================
 
     δ is measured in the p norm of the inputs, 1/p + 1/q = 1. It is 0 where the label is not the largest logit, and
-    where a logit is not finite.
+    where a logit is not finite, or where L, traced and so not checked, is negative or NaN.
 
     **Sound only if L is a true upper bound**, over the whole input space or at least over the ball of radius δ around
     the input. :func:`lipschitz_upper_bound` is one. These are not, and make false certificates:
@@ -56,7 +57,7 @@ def certified_radius(
         rule: see the table.
 
     Returns:
-        δ ≥ 0 [n], in [input].
+        δ ≥ 0 [n], in [input], at least float32.
 
     Raises:
         ValueError: ``lipschitz`` ≤ 0 or not finite, of another shape, labels out of range (all if concrete), an unknown
@@ -79,14 +80,12 @@ def certified_radius(
     if logits.ndim != 2 or logits.shape[1] < 2:
         msg = f"logits must have shape [n, classes ≥ 2], got {logits.shape}."
         raise ValueError(msg)
-    if rule not in get_args(Rule):
-        msg = f"rule must be one of {', '.join(map(repr, get_args(Rule)))}, got {rule!r}."
-        raise ValueError(msg)
+    _validate.check_choice("rule", rule, get_args(Rule))
     num_classes = logits.shape[1]
     check_labels(y, logits.shape[0], num_classes)
     lipschitz = _check_lipschitz(lipschitz, (num_classes, num_classes) if rule == "pairwise" else ())
     warn_if_probabilities(logits)
-    y = jnp.asarray(y)
+    y, logits = jnp.asarray(y), _at_least_float32(logits)
     own = jnp.take_along_axis(logits, y[:, None], axis=1)
     slope = jnp.asarray(lipschitz, logits.dtype)
     if rule == "pairwise":
@@ -96,7 +95,8 @@ def certified_radius(
     is_label = jax.nn.one_hot(y, num_classes, dtype=bool)
     # A linear combination constant in x (L_yj = 0) never changes sign: its radius is ±inf, not 0/0.
     gaps = own - logits
-    radii = jnp.where(slope > 0, gaps / jnp.where(slope > 0, slope, 1), jnp.inf * jnp.sign(gaps))
+    constant = jnp.where(slope == 0, jnp.inf * jnp.sign(gaps), -jnp.inf)  # a slope < 0 or NaN bounds nothing
+    radii = jnp.where(slope > 0, gaps / jnp.where(slope > 0, slope, 1), constant)
     smallest = jnp.where(is_label, jnp.inf, radii).min(1)
     return jnp.where((smallest > 0) & jnp.isfinite(logits).all(1), smallest, 0)
 
@@ -116,7 +116,7 @@ def certified_radius_from_loss(
         lipschitz: L > 0, in [loss/input].
 
     Returns:
-        δ ≥ 0 [n], in [input]; 0 where ℓ ≥ log 2 or NaN.
+        δ ≥ 0 [n], in [input], at least float32; 0 where ℓ ≥ log 2 or NaN, or where a traced L is not positive.
 
     Raises:
         ValueError: ``lipschitz`` ≤ 0 or not finite (if concrete), or losses that are not one a row.
@@ -134,8 +134,15 @@ def certified_radius_from_loss(
         msg = f"losses must have shape [n], one an example, got {losses.shape}."
         raise ValueError(msg)
     lipschitz = _check_lipschitz(lipschitz, ())
-    radius = (math.log(2) - losses) / jnp.asarray(lipschitz, losses.dtype)
-    return jnp.where(radius > 0, radius, 0)
+    losses = _at_least_float32(losses)
+    slope = jnp.asarray(lipschitz, losses.dtype)
+    radius = (math.log(2) - losses) / jnp.where(slope > 0, slope, 1)
+    return jnp.where((slope > 0) & (radius > 0), radius, 0)
+
+
+def _at_least_float32(values: Array) -> Array:
+    """In a dtype that holds L: an integer or bfloat16 one would round it down, and the certificate up."""
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def _check_lipschitz(lipschitz: Any, shape: tuple[int, ...]) -> Any:

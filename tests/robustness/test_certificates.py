@@ -201,6 +201,27 @@ def test_nothing_is_certified_where_the_label_loses_ties_or_logits_are_not_finit
     np.testing.assert_array_equal(radii, [jnp.inf, 0])
 
 
+def test_a_traced_bound_that_bounds_nothing_certifies_nothing():
+    """Inside jit nothing can raise: L < 0 or NaN gives 0, not ∞."""
+    logits, y, losses = jnp.array([[3.0, 1.0]]), jnp.array([0]), jnp.array([0.1, 2.0])
+    by_margin = jax.jit(lambda slope: robustness.certified_radius(logits, y, lipschitz=slope))
+    by_loss = jax.jit(lambda slope: robustness.certified_radius_from_loss(losses, lipschitz=slope))
+    for slope in (-1.0, math.nan):
+        assert float(by_margin(slope)[0]) == 0
+        np.testing.assert_array_equal(by_loss(slope), [0, 0])
+    assert float(by_margin(2.0)[0]) == 0.5
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bfloat16])
+def test_the_dtype_of_the_logits_does_not_round_the_bound_down(dtype):
+    """2.7 would be 2 as an integer, and 2.505 is 2.5 in bfloat16: radii that are too long."""
+    for slope in (2.7, 2.505):
+        radius = robustness.certified_radius(jnp.array([[3, 0]], dtype), jnp.array([0]), lipschitz=slope)
+        assert float(radius[0]) == pytest.approx(3 / (2 * slope), rel=1e-6)
+        radius = robustness.certified_radius_from_loss(jnp.zeros(1, dtype), lipschitz=slope)
+        assert float(radius[0]) == pytest.approx(math.log(2) / slope, rel=1e-6)
+
+
 def test_bad_input():
     logits, y = jnp.array([[2.0, 0.5], [0.1, 0.2]]), jnp.array([0, 1])
     for slope in (0.0, -1.0, math.inf, math.nan, jnp.float32(0)):
