@@ -236,7 +236,8 @@ def _steepest(points: Array, labels: Array, norm: float, output_norm: float, chu
         x, u = pair
         rises, runs = _distances(u, labels, output_norm), _distances(x, points, norm)
         vertical = jnp.where(rises > 0, jnp.inf, 0)
-        return jnp.where(runs > 0, rises / jnp.where(runs > 0, runs, 1), vertical).max()
+        zero = runs == 0  # not runs > 0: NaN must come out as NaN
+        return jnp.where(zero, vertical, rises / jnp.where(zero, 1, runs)).max()
 
     return jax.lax.map(row, (points, labels), batch_size=chunk_size).max()
 

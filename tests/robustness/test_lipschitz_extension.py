@@ -194,6 +194,14 @@ def test_labels_that_are_too_steep():
     robustness.lipschitz_extension(random, random[:, 0], lipschitz=own)
 
 
+def test_a_point_or_label_that_is_nan_makes_the_constant_nan():
+    """Not inf, which means two labels at one point, nor the constant of the others."""
+    points, labels = jnp.array([0.0, 0.5, 1.0]), jnp.array([0.0, 5.0, 0.0])
+    for where in (0, 1, 2):
+        assert jnp.isnan(robustness.lipschitz_constant(points.at[where].set(jnp.nan), labels))
+        assert jnp.isnan(robustness.lipschitz_constant(points, labels.at[where].set(jnp.nan)))
+
+
 def test_bad_input():
     points, labels = jnp.zeros((3, 2)), jnp.zeros(3)
     extension = functools.partial(robustness.lipschitz_extension, points, labels)
