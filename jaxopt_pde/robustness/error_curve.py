@@ -62,6 +62,7 @@ def error_curve(
 
     Raises:
         ValueError: arrays of other ranks, confidence outside (0, 1).
+        TypeError: bare distances in place of a result: which of them are successes would be unknown.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -86,6 +87,9 @@ def error_curve(
     if not isinstance(confidence, float) or not 0 < confidence < 1:
         msg = f"confidence must be a number in (0, 1), got {confidence!r}."
         raise ValueError(msg)
+    if not isinstance(result, AttackResult):
+        msg = f"result must be the AttackResult of an attack, got {type(result).__name__}."
+        raise TypeError(msg)
     distance = jnp.where(result.success, result.distance, jnp.inf)
     if distance.ndim not in (1, 2) or not distance.size:
         msg = f"result must hold distances [n] or [r, n] of at least one image, got shape {distance.shape}."
