@@ -135,9 +135,11 @@ def check_float_tree(name: str, tree: Any, *, allow_masked: bool = False) -> Non
             )
             raise TypeError(msg)
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            msg = (
-                f"{where} has dtype {leaf.dtype}, expected a floating dtype. Keep what is not trained "
-                "(counters, indices, statistics) out of params and close over it in the loss."
+            msg = f"{where} has dtype {leaf.dtype}, expected a floating dtype. " + (
+                "Keep what is not trained (counters, indices, statistics) out of params and close over it in "
+                "the loss."
+                if name == "params"
+                else "Convert it, and integer pixels to the range of the model's inputs."
             )
             raise TypeError(msg)
 
