@@ -21,7 +21,7 @@ one attacks through it, which is an attack led astray.
 
 On 10,000 images of MNIST every penalty lifts the ℓ2 median from 0.8 to about 1.4. With six seeds 2-Lip exceeds J² by
 0.046 ± 0.034, and J² exceeds J¹ of equal s by 0.067 ± 0.014, but J¹ can bear twice the s and then draws level.
-Commands and tables are in docs/theory/robustness.md. The talk's factor of 6 is nowhere: we see 1.25 and 1.8.
+Commands and tables are in docs/theory/robustness.md. The talk's factor of 6 in ℓ2 is nowhere: we see 1.25 and 1.8.
 """
 
 import dataclasses
