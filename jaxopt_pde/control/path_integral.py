@@ -156,17 +156,24 @@ class PathIntegral:
                 chunk, _rollouts.no_mean(anchor, dtype), indices.reshape(-1, self.rollout_batch_size)
             )
         weights = jax.nn.softmax(-(exponents.reshape(-1) - summary.least) / scale)
-        size = 1 / jnp.sum(weights**2)
+        value = summary.least - scale * jnp.log(summary.total / n)
+        # The compiler may cancel a constant V, NaN included, in the differences of exponents: then only u tells.
+        unless_failed = lambda a: jnp.where(jnp.isnan(value), jnp.nan, a)
+        size = unless_failed(1 / jnp.sum(weights**2))
         correction = n / (n - 1)
         gradients = n * (self.num_steps * (1 + _GRADIENTS_PER_ADJOINT_STEP) + 1)
         return ControlEstimate(
-            control=cast_like(jax.tree.map(lambda g: g / cost.astype(g.dtype), summary.mean), params),
-            value=summary.least - scale * jnp.log(summary.total / n),
-            standard_error=scale * jnp.sqrt(jnp.sum((weights - 1 / n) ** 2) * correction),
+            control=cast_like(
+                jax.tree.map(lambda g: unless_failed(g / cost.astype(g.dtype)), summary.mean), params
+            ),
+            value=value,
+            standard_error=unless_failed(scale * jnp.sqrt(jnp.sum((weights - 1 / n) ** 2) * correction)),
             effective_sample_size=size,
             collapsed=~(size >= self.min_effective_sample_size),  # NaN counts
             num_gradients=jnp.asarray(gradients, jnp.int32),
-            control_standard_error=jnp.sqrt(jnp.maximum(summary.spread, 0) * correction) / cost,
+            control_standard_error=unless_failed(
+                jnp.sqrt(jnp.maximum(summary.spread, 0) * correction) / cost
+            ),
         )
 
 
@@ -235,12 +242,13 @@ def path_integral(
         An estimate needs the memory of n·num_steps positions (of one chunk with ``rollout_batch_size``); everything
         else is computed again in the reverse pass. ``num_gradients`` counts n (3 num_steps + 1): in each step a
         gradient and, in the reverse pass, a Hessian-vector product at the price of two; at the end ∇V. A guide's own
-        gradients are not counted. A NaN or an infinity in V or ∇f passes into the value and the control, with
-        ``collapsed`` True.
+        gradients are not counted. A NaN in V or ∇f passes into the value and the control, with ``collapsed`` True;
+        so does V = −∞, or +∞ on all rollouts. V = +∞ on some is a constraint: they have weight 0.
 
     Raises:
-        ValueError, TypeError: a setting out of range (T = 0 has its own message), a leaf of ``params`` that is not
-            real and floating, f or V that are not scalars, a gradient or a guide whose tree differs from ``params``.
+        ValueError, TypeError: a setting out of range (T = 0 has its own message), an f, V, ``grad_fn`` or guide that
+            cannot be called, a leaf of ``params`` that is not real and floating, f or V that are not scalars, a
+            gradient or a guide whose tree differs from ``params``.
 
     Good values:
         h λ_max well below 1 for the greatest curvature λ_max of f, n so that the effective sample size stays above
@@ -295,6 +303,12 @@ def path_integral(
     if loss_fn is None and grad_fn is None:
         msg = "loss_fn=None needs grad_fn: something must drive the rollouts."
         raise ValueError(msg)
+    given = {"loss_fn": loss_fn, "grad_fn": grad_fn, "guide": guide}
+    given = {name: function for name, function in given.items() if function is not None}
+    for name, function in {"terminal_fn": terminal_fn, **given}.items():
+        if not callable(function):
+            msg = f"{name} must be a function, got {function!r}."
+            raise TypeError(msg)
     return PathIntegral(
         grad_fn=_gradient_of(loss_fn) if grad_fn is None else grad_fn,
         terminal_fn=terminal_fn,

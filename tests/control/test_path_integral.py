@@ -344,22 +344,18 @@ def test_the_horizon_ends_the_control_and_nothing_compiles_twice():
 
 def test_nan_is_seen():
     """Some rollouts that are not numbers, by V or by ∇f, are enough; nothing is left out in silence."""
+    settings = {"horizon": 1.0, "temperature": 1.0, "num_rollouts": 8, "num_steps": 2}
 
     @jax.jit
     def run(loss_factor, terminal_factor):
         broken = lambda factor: lambda x: jnp.where(x > 0.5, factor * x, x**2)
-        estimator = control.path_integral(
-            broken(loss_factor),
-            broken(terminal_factor),
-            horizon=1.0,
-            temperature=1.0,
-            num_rollouts=8,
-            num_steps=2,
-        )
+        estimator = control.path_integral(broken(loss_factor), broken(terminal_factor), **settings)
         return estimator.estimate(jnp.float32(0.2), 0.0, jax.random.key(0))
 
     assert not run(1.0, 1.0).collapsed
-    for found in (run(jnp.nan, 1.0), run(1.0, jnp.nan)):
+    shifted = control.path_integral(jnp.square, lambda x: x**2 + jnp.nan, **settings)  # XLA cancels constants
+    constant = shifted.estimate(jnp.float32(0.2), 0.0, jax.random.key(0))
+    for found in (run(jnp.nan, 1.0), run(1.0, jnp.nan), constant):
         assert np.isnan(found.value)
         assert np.isnan(found.control)
         assert np.isnan(found.effective_sample_size)
@@ -378,6 +374,8 @@ def test_bad_arguments_are_named():
         ({"control_cost": 0.0}, ValueError, "control_cost must be positive"),
         ({"num_rollouts": 1}, ValueError, "num_rollouts must be at least 2"),
         ({"num_steps": 2.0}, TypeError, "num_steps must be a Python integer"),
+        ({"guide": 3.0}, TypeError, "guide must be a function, got 3.0"),
+        ({"grad_fn": 3.0}, TypeError, "grad_fn must be a function, got 3.0"),
         ({"rollout_batch_size": 3}, ValueError, "rollout_batch_size must divide num_rollouts=4, got 3"),
         ({"rollout_sharding": sharding}, ValueError, "num_rollouts=4 must be a multiple of 8"),
         ({"rollout_sharding": 8}, ValueError, "rollout_sharding must be NamedSharding"),
