@@ -103,6 +103,7 @@ def backward_sde_loss(
         msg = "backward_sde_loss needs loss_fn or grad_fn, and not both."
         raise ValueError(msg)
     drift = _gradient(loss_fn) if grad_fn is None else grad_fn
+    value_at, terminal_at = _scalar("value_fn", value_fn), _scalar("terminal_fn", terminal_fn)
     draw_start = start if callable(start) else lambda key: jnp.asarray(start)
     step_size = horizon / num_steps
     spread = jnp.sqrt(temperature * step_size)
@@ -115,7 +116,7 @@ def backward_sde_loss(
         def step(x, index):
             noise_key, grad_key = jax.random.split(jax.random.fold_in(step_key, index))
             time = (index * step_size).astype(x.dtype)
-            value, slope = jax.value_and_grad(_scalar("value_fn", value_fn), argnums=1)(variables, x, time)
+            value, slope = jax.value_and_grad(value_at, argnums=1)(variables, x, time)
             control = jax.lax.stop_gradient(slope) / control_cost
             increment = (spread * jax.random.normal(noise_key, x.shape, x.dtype)).astype(x.dtype)
             gradient = drift(x, InnerStep(index, path, grad_key))
@@ -127,7 +128,7 @@ def backward_sde_loss(
         indices = jnp.arange(num_steps, dtype=jnp.int32)
         end, (values, changes) = jax.lax.scan(step, x, indices)
         still_to_come = jnp.cumsum(changes[::-1])[::-1]
-        return _scalar("terminal_fn", terminal_fn)(end) - values - still_to_come
+        return terminal_at(end) - values - still_to_come
 
     def loss(variables: Variables, key: Key[Array, ""]) -> Float[Array, ""]:
         paths = jnp.arange(num_paths, dtype=jnp.int32)
@@ -206,7 +207,7 @@ def learned_control(
     Args:
         value_fn: ``(variables, x [d], time) -> u``, a scalar.
         variables: the trained ones.
-        horizon: S > 0; from there on the control is 0. None: no such cut, as for :func:`jaxopt_pde.controlled_sgd`,
+        horizon: S > 0; past it the control is 0. None: no such cut, as for :func:`jaxopt_pde.controlled_sgd`,
             which makes its own.
         control_cost: c > 0.
 
@@ -221,7 +222,7 @@ def learned_control(
         >>> import jax.numpy as jnp
         >>> from jaxopt_pde import control
         >>> alpha = control.learned_control(lambda v, x, time: v * jnp.sum(x**2) / 2, 3.0, horizon=1.0)
-        >>> print(alpha(jnp.ones(2), 0.5), alpha(jnp.ones(2), 1.0))
+        >>> print(alpha(jnp.ones(2), 1.0), alpha(jnp.ones(2), 1.1))
         [3. 3.] [0. 0.]
 
     References:
@@ -231,11 +232,13 @@ def learned_control(
         _validate.check_positive("horizon", horizon)
     _validate.check_positive("control_cost", control_cost)
 
+    slope_at = jax.grad(_scalar("value_fn", value_fn), argnums=1)
+
     def control(x: Float[Array, " d"], time: Float[Array, ""], key: Any = None) -> Float[Array, " d"]:
         del key
-        slope = jax.grad(_scalar("value_fn", value_fn), argnums=1)(variables, x, time)
+        slope = slope_at(variables, x, time)
         alpha = slope / control_cost
-        return alpha if horizon is None else jnp.where(time >= horizon, jnp.zeros_like(alpha), alpha)
+        return alpha if horizon is None else jnp.where(time > horizon, jnp.zeros_like(alpha), alpha)
 
     return control
 
@@ -247,6 +250,9 @@ def _gradient(loss_fn) -> GradFn:
 
 def _scalar(name: str, function: Callable[..., Any]) -> Callable[..., Float[Array, ""]]:
     """``function``, held to giving one number."""
+    if not callable(function):
+        msg = f"{name} must be a function, got {function!r}."
+        raise TypeError(msg)
 
     def checked(*arguments):
         value = function(*arguments)
