@@ -37,7 +37,10 @@ class Feedback:
             α, with the shape and dtype of ``params``.
         """
         del key
-        params = jnp.asarray(params)
+        params, ndim = jnp.asarray(params), self.solution.grid.ndim
+        if params.shape != (ndim,) and not (ndim == 1 and params.ndim == 0):
+            msg = f"params must be one point of shape ({ndim},), got shape {params.shape}: vmap over many."
+            raise ValueError(msg)
         last = self.solution.times[-1]
         gradient = self.solution.gradient(params, jnp.minimum(time, last))
         alpha = jnp.where(time > last, 0, gradient / self.control_cost)

@@ -153,3 +153,8 @@ def test_bad_input():
     for cost in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="control_cost must be positive"):
             control.feedback(solution, control_cost=cost)
+    alpha = control.feedback(solution)
+    assert (alpha(0.5, 1.0).shape, alpha(jnp.ones(1), 1.0).shape) == ((), (1,))
+    for points in (jnp.ones(5), jnp.ones((2, 1))):
+        with pytest.raises(ValueError, match=r"one point of shape \(1,\), got shape .*: vmap over many"):
+            alpha(points, 1.0)
