@@ -80,10 +80,12 @@ def linear_quadratic(
         control_cost: c > 0, without unit.
 
     Returns:
-        :class:`LinearQuadratic` with ``value(x, time)`` and ``control(x, time, key=None)``, both differentiable and
-        exact for every time ≤ horizon up to rounding in the dtype of x. Past the horizon the value is V and the
-        control 0. With A and Q diagonal (or Q a number) no factorisation is needed and d may be in the millions. A
-        ``value`` asked for at negative times, before the interval checked here, is NaN where it does not exist.
+        :class:`LinearQuadratic` with ``value(x, time)`` and ``control(x, time, key=None)``, both exact for every time
+        ≤ horizon up to rounding in the dtype of x, and differentiable in x, in times < horizon and in traced
+        coefficients (in a matrix A where no two eigenvalues are equal; else that derivative is NaN). Past the horizon
+        the value is V and the control 0. With A and Q diagonal (or Q a number) no factorisation is needed and d may be
+        in the millions. A ``value`` asked for at negative times, before the interval checked here, is NaN where it
+        does not exist.
 
     Raises:
         ValueError, TypeError: x not real and floating, a matrix that is not symmetric, shapes that do not fit, an
@@ -129,6 +131,11 @@ def linear_quadratic(
         _check_finite_value(modes, horizon)
 
     def prepare(x, time):
+        if not jax.tree_util.all_leaves([x]):
+            msg = (
+                f"x must be one array [..., d], got {x!r}: flatten a tree with jax.flatten_util.ravel_pytree."
+            )
+            raise TypeError(msg)
         x = jnp.asarray(x)
         _validate.check_float_tree("x", x)
         dtype = jnp.promote_types(x.dtype, jnp.float32)

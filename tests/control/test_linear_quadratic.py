@@ -221,3 +221,5 @@ def test_a_point_of_another_dimension_is_refused():
     exact = control.linear_quadratic(np.ones(3), 1.0, horizon=1.0, temperature=1.0)
     with pytest.raises(ValueError, match=r"x must have shape \[\.\.\., 3\], got \(2,\)"):
         exact.value(jnp.ones(2), 0.0)
+    with pytest.raises(TypeError, match=r"x must be one array \[\.\.\., d\].*ravel_pytree"):
+        exact.control({"a": jnp.ones(3)}, 0.0)
