@@ -46,6 +46,9 @@ def check_values(name: str, values, grid: Grid) -> Array:
     if not isinstance(grid, Grid):
         msg = f"grid must be a pde.Grid, got {grid!r}."
         raise TypeError(msg)
+    if callable(values):
+        msg = f"{name} must be an array of values on the grid, got a function: pass grid.evaluate({name})."
+        raise TypeError(msg)
     _validate.check_float_tree(name, values)
     values = jnp.asarray(values)
     if values.shape != grid.shape:

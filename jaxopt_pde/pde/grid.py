@@ -134,13 +134,19 @@ class Grid:
         """``loss`` at every grid point.
 
         Args:
-            loss: function of one point [d].
+            loss: function of one point [d] that gives a scalar; in 1-D [1] will do.
 
         Returns:
             The values, [*shape].
+
+        Raises:
+            ValueError: the loss gives more than one number.
         """
-        points = self.points
-        return jax.vmap(loss)(points.reshape(-1, self.ndim)).reshape(self.shape)
+        values = jax.vmap(loss)(self.points.reshape(-1, self.ndim))
+        if values.shape[1:] not in ((), (1,) * (self.ndim == 1)):
+            msg = f"loss must give a scalar at a point of shape ({self.ndim},), got shape {values.shape[1:]}."
+            raise ValueError(msg)
+        return values.reshape(self.shape)
 
 
 def _as_tuple(name: str, value) -> tuple:

@@ -329,6 +329,11 @@ REFUSED = {  # name: (arguments that differ, error, words)
         ValueError,
         "needs at least 119 explicit steps",  # 0.1·50·16·(4/3)/0.9 = 118.5
     ),
+    "terminal as a function": (
+        dict(terminal=lambda x: x[0] ** 2),
+        TypeError,
+        r"terminal must be an array .* pass grid\.evaluate\(terminal\)",
+    ),
     "no function": (dict(drift=0.0), TypeError, "drift must be a function of one point"),
     "scalar drift": (
         dict(drift=lambda x: -x[0]),

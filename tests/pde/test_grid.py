@@ -140,3 +140,12 @@ def test_bad_grids_say_what_is_wrong(name):
     arguments, error, words = BAD[name]
     with pytest.raises(error, match=words):
         pde.Grid.uniform(**arguments)
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    grid = pde.Grid.uniform((0.0, 0.0), (1.0, 1.0), (4, 4))
+    with pytest.raises(
+        ValueError, match=r"loss must give a scalar at a point of shape \(2,\), got shape \(2,\)"
+    ):
+        grid.evaluate(lambda x: x)
+    np.testing.assert_array_equal(pde.Grid.uniform(0.0, 3.0, 4).evaluate(lambda x: x**2), [0, 1, 4, 9])
