@@ -58,7 +58,8 @@ def error_curve(
         confidence: of the intervals, in (0, 1).
 
     Returns:
-        :class:`ErrorCurve`. Jit-able; ``confidence`` is static.
+        :class:`ErrorCurve`. Jit-able; ``confidence`` is static. NaN throughout, but for the radii, if the model
+        returned NaN for an image that no attack broke: such an image is not classified, which is no robustness.
 
     Raises:
         ValueError: arrays of other ranks, confidence outside (0, 1).
@@ -91,6 +92,7 @@ def error_curve(
         msg = f"result must be the AttackResult of an attack, got {type(result).__name__}."
         raise TypeError(msg)
     distance = jnp.where(result.success, result.distance, jnp.inf)
+    unclassified = jnp.isnan(result.loss) & ~result.success
     if distance.ndim not in (1, 2) or not distance.size:
         msg = f"result must hold distances [n] or [r, n] of at least one image, got shape {distance.shape}."
         raise ValueError(msg)
@@ -99,6 +101,7 @@ def error_curve(
         raise ValueError(msg)
     tolerance = 1.0
     if distance.ndim == 2:
+        unclassified = unclassified.any(0) & ~result.success.any(0)
         distance, tolerance = distance.min(0), 1 + _ROUNDING
     count = len(distance)
     distance = jnp.sort(distance)
@@ -117,4 +120,5 @@ def error_curve(
     high = distance[count - rank] if rank else jnp.full((), jnp.inf, distance.dtype)
     middle = distance[(count - 1) // 2], distance[count // 2]
     median = jnp.where(jnp.isinf(middle[1]), middle[1], (middle[0] + middle[1]) / 2)
-    return ErrorCurve(radii, error, below, above, median, low, high)
+    known = jnp.where(unclassified.any(), jnp.nan, 1).astype(distance.dtype)
+    return ErrorCurve(radii, *(known * value for value in (error, below, above, median, low, high)))
