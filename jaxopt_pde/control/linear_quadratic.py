@@ -149,13 +149,15 @@ def linear_quadratic(
 
     def value(x, time):
         x, points, cast, to_go = prepare(x, time)
-        at = lambda point: _value(cast, point, jnp.maximum(to_go, 0), jnp.asarray(temperature, point.dtype))
+        at = lambda point: _value(
+            cast, point, jnp.where(to_go < 0, 0, to_go), jnp.asarray(temperature, point.dtype)
+        )
         return jnp.asarray(control_cost, points.dtype) * jnp.vectorize(at, signature="(d)->()")(points)
 
     def control(x, time, key=None):
         del key
         x, points, cast, to_go = prepare(x, time)
-        at = lambda point: _control(cast, point, jnp.maximum(to_go, 0))
+        at = lambda point: _control(cast, point, jnp.where(to_go < 0, 0, to_go))
         alpha = jnp.vectorize(at, signature="(d)->(d)")(points)
         return jnp.where(to_go < 0, 0, alpha).reshape(x.shape).astype(x.dtype)
 

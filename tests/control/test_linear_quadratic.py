@@ -223,3 +223,10 @@ def test_a_point_of_another_dimension_is_refused():
         exact.value(jnp.ones(2), 0.0)
     with pytest.raises(TypeError, match=r"x must be one array \[\.\.\., d\].*ravel_pytree"):
         exact.control({"a": jnp.ones(3)}, 0.0)
+
+
+def test_the_time_derivative_at_the_horizon_is_that_of_the_equation():
+    """u_s = Ax·Qx + |Qx|²/(2c) − (T/2) tr Q there, and not half of it, as a maximum with 0 would have it."""
+    exact = control.linear_quadratic(0.7, 1.2, horizon=1.0, temperature=0.5, control_cost=2.0)
+    found = jax.grad(exact.value, argnums=1)(jnp.ones(1), 1.0)
+    np.testing.assert_allclose(found, 0.7 * 1.2 + 1.2**2 / 4 - 0.25 * 1.2, rtol=1e-5)
