@@ -89,7 +89,8 @@ def per_image(name: str, value: Any, images: Float[Array, "n ..."]) -> Float[Arr
         if values.size and not (np.all(np.isfinite(values)) and values.min() > 0):
             msg = f"{name} must be positive and finite, got {value!r}."
             raise ValueError(msg)
-    return jnp.broadcast_to(jnp.asarray(value, images.dtype), images.shape[:1])
+    # A traced one cannot be refused: a negative radius is no ball, and moves nothing.
+    return jnp.broadcast_to(jnp.maximum(jnp.asarray(value, images.dtype), 0), images.shape[:1])
 
 
 def _check_bounds(bounds: Any) -> tuple[float, float]:
@@ -116,7 +117,7 @@ def check_attack(
         raise TypeError(msg)
     bounds = _check_bounds(bounds)
     if not isinstance(x, (np.ndarray, jax.Array)) or x.ndim < 2:
-        msg = f"x must be an array of images [n, ...], got {jnp.shape(x)} ({type(x).__name__})."
+        msg = f"x must be an array of images [n, ...], got {np.shape(x)} ({type(x).__name__})."
         raise ValueError(msg)
     _validate.check_float_tree("x", x)
     if not x.shape[0]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["NORMS", "check_labels", "check_norm", "warn_if_probabilities"]
+__all__ = ["NORMS", "check_labels", "check_norm", "warn_if_nan", "warn_if_probabilities"]
 
 NORMS: tuple[float, ...] = (1, 2, math.inf)
 
@@ -27,6 +27,8 @@ def check_norm(norm: Any, choices: Sequence[float] = NORMS, name: str = "norm") 
 
 def check_labels(labels: Any, num_examples: int, num_classes: int, name: str = "y") -> None:
     """Raises unless ``labels`` are ``num_examples`` integers of [0, ``num_classes``) (the range: if concrete)."""
+    if not isinstance(labels, jax.Array):
+        labels = np.asarray(labels)
     if jnp.shape(labels) != (num_examples,):
         msg = f"{name} must have shape ({num_examples},), one label an example, got {jnp.shape(labels)}."
         raise ValueError(msg)
@@ -61,4 +63,14 @@ def warn_if_probabilities(logits: Any, stacklevel: int = 3) -> None:
             "the logits look like probabilities: every row lies in [0, 1] and sums to 1. Softmax saturates, which "
             "hides the gradient from attacks and makes certificates false; hand over the logits before it."
         )
+        warnings.warn(msg, UserWarning, stacklevel=stacklevel)
+
+
+def warn_if_nan(logits: Any, stacklevel: int = 3) -> None:
+    """Warns if concrete ``logits`` [n, classes] have a NaN: an attack fails there, which is no robustness."""
+    if isinstance(logits, jax.core.Tracer):
+        return
+    bad = np.isnan(np.asarray(logits, np.float64)).any(axis=-1)
+    if bad.any():
+        msg = f"the logits of {bad.sum()} of {bad.size} images are NaN: no attack can succeed there, nothing is robust."
         warnings.warn(msg, UserWarning, stacklevel=stacklevel)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from .. import _validate
 from . import _steps
 from ._attack_arguments import AttackResult, LogitsFn, Model, check_attack, image_keys, split_model
-from ._checks import check_norm, warn_if_probabilities
+from ._checks import check_norm, warn_if_nan, warn_if_probabilities
 
 __all__ = ["minimal_distance"]
 
@@ -72,7 +72,7 @@ def minimal_distance(
         ValueError, TypeError: as in :func:`pgd`.
 
     Warns:
-        UserWarning: the logits look like probabilities.
+        UserWarning: the logits look like probabilities, or are NaN.
 
     Good values:
         100 steps are within a few percent of 1000 on networks trained plainly. Adversarially trained ones and
@@ -102,6 +102,7 @@ def minimal_distance(
     settings = _Settings(model, norm, bounds, num_steps, restarts, candidates, bisections)
     result, logits = _run(arrays, x, y, image_keys(key, len(x)), settings=settings)
     warn_if_probabilities(logits)
+    warn_if_nan(logits)
     return result
 
 

@@ -19,7 +19,7 @@ from ._attack_arguments import (
     per_image,
     split_model,
 )
-from ._checks import check_norm, warn_if_probabilities
+from ._checks import check_norm, warn_if_nan, warn_if_probabilities
 
 __all__ = ["fgsm", "pgd"]
 
@@ -67,8 +67,7 @@ def fgsm(
     References:
         Goodfellow, Shlens & Szegedy 2015, Explaining and harnessing adversarial examples, arXiv:1412.6572.
     """
-    image_keys(key, jnp.shape(x)[0])
-    return _attack(logits_fn, x, y, None, radius, None, norm, bounds, 0, 0, loss)
+    return _attack(logits_fn, x, y, key, radius, None, norm, bounds, 0, 0, loss)
 
 
 def pgd(
@@ -123,7 +122,8 @@ def pgd(
         TypeError: images that are not floating, labels that are not integers, counts that are not.
 
     Warns:
-        UserWarning: the logits look like probabilities. Looking waits for the result; inside ``jit`` nothing looks.
+        UserWarning: the logits look like probabilities, or are NaN. Looking waits for the result; inside ``jit``
+            nothing looks.
 
     Good values:
         40 steps with one restart for curves, 10 for training, 100 with 10 restarts for a claim of robustness.
@@ -144,15 +144,14 @@ def pgd(
     """
     _validate.check_count("num_steps", num_steps)
     _validate.check_count("restarts", restarts)
-    keys = image_keys(key, jnp.shape(x)[0])
-    return _attack(logits_fn, x, y, keys, radius, step_size, norm, bounds, num_steps, restarts, loss)
+    return _attack(logits_fn, x, y, key, radius, step_size, norm, bounds, num_steps, restarts, loss)
 
 
 def _attack(
     logits_fn: LogitsFn,
     x: Any,
     y: Any,
-    keys: Any,
+    key: Any,
     radius: Any,
     step_size: Any,
     norm: Any,
@@ -164,6 +163,7 @@ def _attack(
     norm = check_norm(norm)
     _validate.check_choice("loss", loss, _steps.LOSSES)
     x, y, bounds = check_attack(logits_fn, x, y, bounds)
+    keys = image_keys(key, len(x))
     radius = per_image("radius", radius, x)
     step = 2.5 * radius / max(num_steps, 1) if step_size is None else per_image("step_size", step_size, x)
     model, arrays = split_model(logits_fn)
@@ -171,7 +171,7 @@ def _attack(
         arrays,
         x,
         y,
-        keys,
+        keys if restarts else None,
         radius,
         step,
         model=model,
@@ -182,6 +182,7 @@ def _attack(
         loss=loss,
     )
     warn_if_probabilities(logits, stacklevel=4)
+    warn_if_nan(logits, stacklevel=4)
     return result
 
 

@@ -236,11 +236,19 @@ def test_a_model_without_gradient_or_with_nan_is_not_broken():
     assert not flat.success.any()  # ties are not misclassified
     for column in (0, 1):
         logits = lambda x, column=column: x.at[:, column].set(jnp.nan) * jnp.array([[1.0, 2.0]])
-        broken = pgd(logits, x, y, KEY, radius=0.1, norm=2, num_steps=2)
+        with pytest.warns(UserWarning, match="logits of 3 of 3 images are NaN"):
+            broken = pgd(logits, x, y, KEY, radius=0.1, norm=2, num_steps=2)
         assert not broken.success.any()
         assert jnp.isnan(broken.loss).all()
         assert jnp.isfinite(broken.x).all()
         assert jnp.isfinite(broken.distance).all()
+
+
+def test_a_traced_radius_below_zero_moves_nothing():
+    x, y = jnp.array([[0.6, 0.4]]), [0]
+    found = jax.jit(lambda r: pgd(lambda x: x, x, y, KEY, radius=r, norm=2, num_steps=2))(-1.0)
+    np.testing.assert_array_equal(found.x, x)
+    assert not found.success.any()
 
 
 def test_probabilities_for_logits_warn(problem):
