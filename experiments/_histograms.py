@@ -1,4 +1,4 @@
-"""Histograms of :mod:`experiments.fokker_planck`: counts, masses of bins, intervals and distances."""
+"""Counts, masses of bins and their distances, and the interval of a share."""
 
 import math
 
@@ -30,7 +30,7 @@ def wilson(share: np.ndarray, number: int) -> np.ndarray:
     """The two ends [2, ...] of Wilson's 95 % interval for a probability from a share of ``number`` draws."""
     square = LIMIT**2 / number
     middle, half = share + square / 2, np.sqrt(square * (share * (1 - share) + square / 4))
-    return np.stack([middle - half, middle + half]) / (1 + square)
+    return np.clip(np.stack([middle - half, middle + half]) / (1 + square), 0, 1)
 
 
 def expected_distance(mass: np.ndarray, reference: np.ndarray, number) -> np.ndarray:

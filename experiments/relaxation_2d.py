@@ -34,6 +34,7 @@ from matplotlib import patheffects
 
 import jaxopt_pde
 from experiments import _run
+from experiments._histograms import wilson
 from jaxopt_pde import _validate, pde, problems
 
 GRADIENT_DESCENT, RELAXED, INVISCID, ENTROPY, HEAT = "on f", "on u", "on u, T = 0", "Entropy-SGD", "heat SGD"
@@ -239,14 +240,6 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
     return results
 
 
-def wilson(successes: np.ndarray, trials: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's interval for a share, which stays inside [0, 1]; z = 1.96 covers 95 %."""
-    share = successes / trials
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
-
-
 def successes(results: _run.Arrays, name: str) -> np.ndarray:
     """How many starts each method brought to the minimiser that counts, [method]."""
     case = make_case(name)
@@ -263,7 +256,7 @@ def table(results: _run.Arrays) -> tuple[list[str], list[list[str]]]:
     for name in results["problem"]:
         part = lambda key, name=name: results[f"{name}/{key}"]
         hits, trials = successes(results, name), part("ends").shape[1]
-        low, high = wilson(hits, trials)
+        low, high = wilson(hits / trials, trials)
         for index, method in enumerate(part("method")):
             restarts = part("spent")[index] / part("spent")[0]
             chance = 1 - (1 - hits[0] / trials) ** restarts
@@ -333,7 +326,7 @@ def draw_shares(axis, results: _run.Arrays, name: str) -> None:
     """Share of starts that end in the well that counts, with Wilson's intervals."""
     case, trials = make_case(name), results[f"{name}/ends"].shape[1]
     hits = successes(results, name)
-    low, high = wilson(hits, trials)
+    low, high = wilson(hits / trials, trials)
     methods, times = [str(method) for method in results[f"{name}/method"]], results[f"{name}/time"]
     for index, method in enumerate(methods):
         colour = COLOURS[method]

@@ -115,7 +115,7 @@ def check_that_gradients_are_counted(plane):
 
 def test_wilson_interval():
     """Against the values for 8 of 10, and inside [0, 1] at both ends."""
-    low, high = relaxation_2d.wilson(np.array([8, 0, 10]), 10)
+    low, high = relaxation_2d.wilson(np.array([0.8, 0.0, 1.0]), 10)
     np.testing.assert_allclose([low[0], high[0]], [0.4902, 0.9433], atol=1e-3)
     assert low[1] == 0
     assert high[2] == 1
