@@ -54,6 +54,7 @@ def test_intervals_masses_and_expected_distance():
     # Newcombe 1998, table I: 81 of 263 and 0 of 20
     np.testing.assert_allclose(wilson(np.array(81 / 263), 263), [0.2553, 0.3662], atol=5e-5)
     np.testing.assert_allclose(wilson(np.array(0.0), 20), [0.0, 0.1611], atol=5e-5)
+    np.testing.assert_allclose(wilson(np.array(1.0), 20), [1 - 0.1611, 1.0], atol=5e-5)
     x = np.linspace(-2, 2, 41)
     np.testing.assert_allclose(bin_masses(x**3 - x**2, 0.1, 2), [-4 - 8 / 3, 4 - 8 / 3])
     assert histogram(np.array([-9.0, -1.5, 0.5, 0.6, 9.0]), 2.0, 4).tolist() == [2, 0, 2, 1]

@@ -113,15 +113,6 @@ def check_that_gradients_are_counted(plane):
     assert count[relaxation_2d.ENTROPY] == count[relaxation_2d.HEAT] == inner + config.num_polish
 
 
-def test_wilson_interval():
-    """Against the values for 8 of 10, and inside [0, 1] at both ends."""
-    low, high = relaxation_2d.wilson(np.array([0.8, 0.0, 1.0]), 10)
-    np.testing.assert_allclose([low[0], high[0]], [0.4902, 0.9433], atol=1e-3)
-    assert low[1] == 0
-    assert high[2] == 1
-    assert high[1] == pytest.approx(1 - low[2])
-
-
 def test_unknown_losses_are_refused():
     with pytest.raises(ValueError, match="problems must be one of 'sharp and wide'"):
         relaxation_2d.make_case("Ackley")
