@@ -152,7 +152,8 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
             max_steps=1_000_000,
         ).check()  # fmt: skip
         density = np.asarray(flow.values, np.float64)
-        density /= (density @ weights)[:, None]  # its mass on the grid is 1 up to the rounding of float32 only
+        mass = density @ weights  # 1 up to the rounding of float32 only
+        density /= mass[:, None]
         paths[name] = {key: np.asarray(part) for key, part in ensemble(alpha, scale).items()}
         results |= {
             f"{name}/density": density,
