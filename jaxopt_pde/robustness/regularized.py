@@ -62,8 +62,8 @@ def regularized_value_and_grad(
       are taken before they are divided by h, and the value is the exact J (‖∇ₓℓ‖ is known), not E ℓ(x + hv) over h,
       whose rounding would be eps·|ℓ|/h.
 
-    On one CPU core a LeNet step takes 2.0 plain steps exactly and 2.15 by differences (2.7 and 3.0 as separate terms);
-    an MLP, nearly all of it first layer, 2.7 and 2.9 (``benchmarks/penalties.py``). So differences are for losses
+    On one CPU core a LeNet step takes 2.1 plain steps exactly and 2.15 by differences (2.7 and 3.1 as separate terms);
+    an MLP, nearly all of it first layer, 3.5 and 3.7 (3.6 and 3.9; ``benchmarks/penalties.py``). So differences are for losses
     whose second derivatives do not exist or do not fit into memory.
 
     The maximum is differentiated at the first example that attains it (a batch of 1), as in :func:`gradient_penalty`;
