@@ -63,8 +63,8 @@ def regularized_value_and_grad(
       whose rounding would be eps·|ℓ|/h.
 
     On one CPU core a LeNet step takes 2.1 plain steps exactly and 2.15 by differences (2.7 and 3.1 as separate terms);
-    an MLP, nearly all of it first layer, 3.5 and 3.7 (3.6 and 3.9; ``benchmarks/penalties.py``). So differences are for losses
-    whose second derivatives do not exist or do not fit into memory.
+    an MLP, nearly all of it first layer, 3.5 and 3.7 (3.6 and 3.9; ``benchmarks/penalties.py``). So differences are
+    for losses whose second derivatives do not exist or do not fit into memory.
 
     The maximum is differentiated at the first example that attains it (a batch of 1), as in :func:`gradient_penalty`;
     likewise where ∇ₓℓ = 0 its terms are 0, NaN comes out as NaN, and at the kinks of a ReLU network "exact" takes the
