@@ -14,20 +14,13 @@ count of operations for a gradient and for its reverse pass says what an adjoint
 in.
 """
 
-import argparse
 import functools
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import paired
-import rich.console
-import rich.table
 
 from jaxopt_pde import control
 from jaxopt_pde.control import _rollouts
@@ -118,7 +111,7 @@ def gradients_in_an_adjoint_step(loss, dimension: int) -> float:
 
 
 def measure(name: str, loss, dimension: int, repetitions: int) -> list[dict[str, Any]]:
-    """Microseconds a step of all rollouts, and the ratio to the unit, for wall and CPU time."""
+    """Milliseconds a step of all rollouts, and the ratio to the unit, for wall and CPU time."""
     x, key = jnp.full(dimension, 0.5), jax.random.key(1)
 
     def timed(run):
@@ -126,42 +119,16 @@ def measure(name: str, loss, dimension: int, repetitions: int) -> list[dict[str,
         return lambda: jax.block_until_ready(compiled(x, key))
 
     seconds = paired.interleave({row: timed(run) for row, run in rows(loss).items()}, repetitions)
-    unit, result = next(iter(seconds.values())), []
-    for row, values in seconds.items():
-        entry: dict[str, Any] = {"loss": name, "row": row}
-        for column, clock in enumerate(("wall", "cpu")):
-            ratio = values[:, column] / unit[:, column]
-            entry[f"{clock}_ms"] = float(np.median(values[:, column]) * 1e3 / STEPS)
-            entry[f"{clock}_ratio"] = [float(f(ratio)) for f in (np.median, np.min, np.max)]
-        result.append(entry)
-    return result
-
-
-def shown(title: str, results: list[dict[str, Any]], where: dict[str, Any]) -> rich.table.Table:
-    """The rows as they are read."""
-    table = rich.table.Table(title=title, caption=paired.caption(where))
-    table.add_column("")
-    for heading in ("CPU ms", "CPU ratio", "wall ms", "wall ratio"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in results:
-        ratio = {c: "{:.2f} \\[{:.2f}, {:.2f}]".format(*row[f"{c}_ratio"]) for c in ("cpu", "wall")}
-        table.add_row(
-            row["row"], f"{row['cpu_ms']:.2f}", ratio["cpu"], f"{row['wall_ms']:.2f}", ratio["wall"]
-        )
-    return table
+    unit = next(iter(seconds.values())) / STEPS
+    return [
+        {"loss": name, "row": row} | paired.ratios(values / STEPS, unit) for row, values in seconds.items()
+    ]
 
 
 def main() -> None:
     """Times, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=9, help="timed rounds (default %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the rows here")
-    arguments = parser.parse_args()
-    if arguments.repetitions < 1:
-        parser.error(f"--repetitions must be at least 1, got {arguments.repetitions}")
-    device = jax.devices()[0]
-    where = paired.environment(("jax",), None if device.platform == "cpu" else device.device_kind)
-    results, adjoint = [], {}
+    arguments = paired.parser(__doc__, 9).parse_args()
+    where, results, adjoint = paired.here(("jax",)), [], {}
     for name, (loss, dimension) in losses().items():
         measured = measure(name, loss, dimension, arguments.repetitions)
         adjoint[name] = gradients_in_an_adjoint_step(loss, dimension)
@@ -169,11 +136,9 @@ def main() -> None:
             f"{name}: a step of {ROLLOUTS} rollouts, and its ratio to the first row: median \\[least, greatest]; "
             f"an adjoint step counts {adjoint[name]:.2f} gradients"
         )
-        rich.console.Console(width=None if sys.stdout.isatty() else 120).print(shown(title, measured, where))
+        paired.print_rows(title, "", measured, where)
         results += measured
-    if arguments.json:
-        content = {"environment": where, "gradients_in_an_adjoint_step": adjoint, "rows": results}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+    paired.write(arguments.json, where, results, gradients_in_an_adjoint_step=adjoint)
 
 
 if __name__ == "__main__":

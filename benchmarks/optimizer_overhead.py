@@ -12,20 +12,13 @@ optimiser's persistent state in units of the parameters; SGD's own momentum is 1
 * K chains: together, one after another (`chain_batch_size=1`), and together with a shared minibatch.
 """
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import paired
-import rich.console
-import rich.table
 
 import jaxopt_pde
 from jaxopt_pde.models import MLP, LeNet
@@ -170,7 +163,7 @@ def measure(name: str, repetitions: int) -> list[dict[str, Any]]:
     size = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
     seconds = paired.interleave({name: run for name, (run, _, _) in rows.items()}, repetitions)
     per_gradient = {name: seconds[name] / rows[name][1] for name in rows}
-    unit, result = per_gradient["SGD, scan"], []
+    result = []
     for row, values in per_gradient.items():
         state = jax.eval_shape(rows[row][2].init, problem.params)
         entry = {
@@ -178,54 +171,22 @@ def measure(name: str, repetitions: int) -> list[dict[str, Any]]:
             "row": row,
             "state": sum(leaf.size for leaf in jax.tree.leaves(state)) / size,
         }
-        for column, clock in enumerate(("wall", "cpu")):
-            ratio = values[:, column] / unit[:, column]
-            entry[f"{clock}_ms"] = float(np.median(values[:, column]) * 1e3)
-            entry[f"{clock}_ratio"] = [float(f(ratio)) for f in (np.median, np.min, np.max)]
-        result.append(entry)
+        result.append(entry | paired.ratios(values, per_gradient["SGD, scan"]))
     return result
-
-
-def table(name: str, results: list[dict[str, Any]], where: dict[str, Any]) -> rich.table.Table:
-    """The rows as they are read."""
-    title = f"{name}: a gradient, and its ratio to SGD in a scan: median \\[least, greatest]"
-    shown = rich.table.Table(title=title, caption=paired.caption(where))
-    shown.add_column("optimiser")
-    for heading in ("CPU ms", "CPU ratio", "wall ms", "wall ratio", "state / params"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for row in results:
-        ratio = {c: "{:.2f} \\[{:.2f}, {:.2f}]".format(*row[f"{c}_ratio"]) for c in ("cpu", "wall")}
-        shown.add_row(
-            row["row"],
-            f"{row['cpu_ms']:.3f}",
-            ratio["cpu"],
-            f"{row['wall_ms']:.3f}",
-            ratio["wall"],
-            f"{row['state']:.2f}",
-        )
-    return shown
 
 
 def main() -> None:
     """Times, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = paired.parser(__doc__, 9)
     parser.add_argument("--network", choices=("mlp", "lenet"), action="append", help="default: both")
-    parser.add_argument("--repetitions", type=int, default=9, help="timed rounds (default %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
-    if arguments.repetitions < 1:
-        parser.error(f"--repetitions must be at least 1, got {arguments.repetitions}")
-    device = jax.devices()[0]
-    where = paired.environment(
-        ("jax", "optax", "flax"), None if device.platform == "cpu" else device.device_kind
-    )
-    results = []
+    where, results = paired.here(("jax", "optax", "flax")), []
     for name in arguments.network or ("mlp", "lenet"):
         rows = measure(name, arguments.repetitions)
-        rich.console.Console(width=None if sys.stdout.isatty() else 120).print(table(name, rows, where))
+        title = f"{name}: a gradient, and its ratio to SGD in a scan: median \\[least, greatest]"
+        paired.print_rows(title, "optimiser", rows, where, digits=3, state="state / params")
         results += rows
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"environment": where, "rows": results}, indent=2) + "\n")
+    paired.write(arguments.json, where, results)
 
 
 if __name__ == "__main__":

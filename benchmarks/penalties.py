@@ -15,19 +15,12 @@ numbers in results/ are on one core, with an allocator that keeps what it has:
     taskset -c 0 python benchmarks/penalties.py
 """
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 import paired
-import rich.console
-import rich.table
 
 from jaxopt_pde import robustness
 from jaxopt_pde.models import MLP, LeNet
@@ -93,51 +86,20 @@ def make_runs(model: Any) -> dict[str, paired.Run]:
 def measure(name: str, runs: dict[str, paired.Run], repetitions: int) -> list[dict[str, Any]]:
     """Milliseconds a step, and the ratio to the plain one, for wall and CPU time."""
     seconds = paired.interleave(runs, repetitions)
-    result = []
-    for row, values in seconds.items():
-        entry: dict[str, Any] = {"table": name, "row": row}
-        for column, clock in enumerate(("wall", "cpu")):
-            ratio = values[:, column] / seconds["plain"][:, column]
-            entry[f"{clock}_ms"] = float(np.median(values[:, column]) * 1e3)
-            entry[f"{clock}_ratio"] = [float(f(ratio)) for f in (np.median, np.min, np.max)]
-        result.append(entry)
-    return result
-
-
-def shown(name: str, results: list[dict[str, Any]], where: dict[str, Any]) -> rich.table.Table:
-    """The rows as they are read."""
-    title = f"{name}: a step, and its ratio to the plain one: median \\[least, greatest]"
-    table = rich.table.Table(title=title, caption=paired.caption(where))
-    table.add_column("penalty")
-    for heading in ("CPU ms", "CPU ratio", "wall ms", "wall ratio"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in results:
-        ratio = {c: "{:.2f} \\[{:.2f}, {:.2f}]".format(*row[f"{c}_ratio"]) for c in ("cpu", "wall")}
-        table.add_row(
-            row["row"], f"{row['cpu_ms']:.2f}", ratio["cpu"], f"{row['wall_ms']:.2f}", ratio["wall"]
-        )
-    return table
+    unit = seconds["plain"]
+    return [{"table": name, "row": row} | paired.ratios(values, unit) for row, values in seconds.items()]
 
 
 def main() -> None:
     """Times, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=11, help="timed rounds (default %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the rows here")
-    arguments = parser.parse_args()
-    if arguments.repetitions < 1:
-        parser.error(f"--repetitions must be at least 1, got {arguments.repetitions}")
-    device = jax.devices()[0]
-    where = paired.environment(
-        ("jax", "optax", "flax"), None if device.platform == "cpu" else device.device_kind
-    )
-    results = []
+    arguments = paired.parser(__doc__, 11).parse_args()
+    where, results = paired.here(("jax", "optax", "flax")), []
     for name, model in {"LeNet": LeNet(), "MLP": MLP((100,))}.items():
         rows = measure(name, make_runs(model), arguments.repetitions)
-        rich.console.Console(width=None if sys.stdout.isatty() else 120).print(shown(name, rows, where))
+        title = f"{name}: a step, and its ratio to the plain one: median \\[least, greatest]"
+        paired.print_rows(title, "penalty", rows, where)
         results += rows
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"environment": where, "rows": results}, indent=2) + "\n")
+    paired.write(arguments.json, where, results)
 
 
 if __name__ == "__main__":

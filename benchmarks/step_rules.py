@@ -11,19 +11,12 @@ one compiled `lax.scan`; ratios are taken round by round, interleaved in one pro
   `optax.MultiSteps`, and `adaptive_batch` held at 8.
 """
 
-import argparse
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import paired
-import rich.console
-import rich.table
 
 import jaxopt_pde
 from jaxopt_pde.models import MLP
@@ -121,52 +114,21 @@ def tables(problem) -> dict[str, dict[str, paired.Run]]:
 
 def measure(name: str, runs: dict[str, paired.Run], repetitions: int) -> list[dict[str, Any]]:
     """Milliseconds a gradient, and the ratio to the first row, for wall and CPU time."""
-    seconds = paired.interleave(runs, repetitions)
-    unit, result = next(iter(seconds.values())), []
-    for row, values in seconds.items():
-        entry: dict[str, Any] = {"table": name, "row": row}
-        for column, clock in enumerate(("wall", "cpu")):
-            ratio = values[:, column] / unit[:, column]
-            entry[f"{clock}_ms"] = float(np.median(values[:, column]) * 1e3 / GRADIENTS)
-            entry[f"{clock}_ratio"] = [float(f(ratio)) for f in (np.median, np.min, np.max)]
-        result.append(entry)
-    return result
-
-
-def shown(name: str, results: list[dict[str, Any]], where: dict[str, Any]) -> rich.table.Table:
-    """The rows as they are read."""
-    title = f"{name}: a gradient, and its ratio to the first row: median \\[least, greatest]"
-    table = rich.table.Table(title=title, caption=paired.caption(where))
-    table.add_column("optimiser")
-    for heading in ("CPU ms", "CPU ratio", "wall ms", "wall ratio"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in results:
-        ratio = {c: "{:.2f} \\[{:.2f}, {:.2f}]".format(*row[f"{c}_ratio"]) for c in ("cpu", "wall")}
-        table.add_row(
-            row["row"], f"{row['cpu_ms']:.3f}", ratio["cpu"], f"{row['wall_ms']:.3f}", ratio["wall"]
-        )
-    return table
+    seconds = {row: values / GRADIENTS for row, values in paired.interleave(runs, repetitions).items()}
+    unit = next(iter(seconds.values()))
+    return [{"table": name, "row": row} | paired.ratios(values, unit) for row, values in seconds.items()]
 
 
 def main() -> None:
     """Times, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=15, help="timed rounds (default %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the rows here")
-    arguments = parser.parse_args()
-    if arguments.repetitions < 1:
-        parser.error(f"--repetitions must be at least 1, got {arguments.repetitions}")
-    device = jax.devices()[0]
-    where = paired.environment(
-        ("jax", "optax", "flax"), None if device.platform == "cpu" else device.device_kind
-    )
-    results = []
+    arguments = paired.parser(__doc__, 15).parse_args()
+    where, results = paired.here(("jax", "optax", "flax")), []
     for name, runs in tables(make_problem()).items():
         rows = measure(name, runs, arguments.repetitions)
-        rich.console.Console(width=None if sys.stdout.isatty() else 120).print(shown(name, rows, where))
+        title = f"{name}: a gradient, and its ratio to the first row: median \\[least, greatest]"
+        paired.print_rows(title, "optimiser", rows, where, digits=3)
         results += rows
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"environment": where, "rows": results}, indent=2) + "\n")
+    paired.write(arguments.json, where, results)
 
 
 if __name__ == "__main__":
