@@ -7,12 +7,14 @@ Train on the relaxed loss u(x, t), the solution of the viscous Hamilton-Jacobi e
 with optax transformations: :func:`entropy_sgd` and its relatives. ``jaxopt_pde.smoothing`` has the
 estimators of ∇u as plain functions, ``jaxopt_pde.pde`` the solvers on grids in 1-D to 3-D,
 ``jaxopt_pde.control`` the optimal control of the descent, ``jaxopt_pde.robustness`` the same calculus in the
-input space, ``jaxopt_pde.problems`` test functions, ``jaxopt_pde.models`` (imports Flax, on first use) the networks.
+input space, ``jaxopt_pde.landscape`` what losses look like, ``jaxopt_pde.problems`` test functions. Imported on
+first use: ``jaxopt_pde.models`` (Flax), the networks, and ``jaxopt_pde.plotting`` (Matplotlib), their pictures.
 """
 
 import importlib as _importlib
 
 from . import control as control
+from . import landscape as landscape
 from . import optimizers as optimizers
 from . import pde as pde
 from . import problems as problems
@@ -29,6 +31,7 @@ __all__ = [
     "InnerStep",
     "Smoothed",
     "control",
+    "landscape",
     "optimizers",
     "pde",
     "problems",
@@ -39,7 +42,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name == "models":  # Flax takes longer to import than all the rest
-        return _importlib.import_module(".models", __name__)
+    if name in ("models", "plotting"):  # Flax and Matplotlib take longer to import than all the rest
+        return _importlib.import_module(f".{name}", __name__)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -41,7 +41,7 @@ def test_files_have_one_idea(path):
 
 
 def public_callables():
-    modules = ("smoothing", "pde", "problems", "control", "robustness")
+    modules = ("smoothing", "pde", "problems", "control", "robustness", "landscape", "plotting")
     for module in (jaxopt_pde, *(getattr(jaxopt_pde, name) for name in modules)):
         for name in module.__all__:
             value = getattr(module, name)
