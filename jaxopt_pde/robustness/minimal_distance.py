@@ -75,8 +75,8 @@ def minimal_distance(
         UserWarning: the logits look like probabilities, or are NaN.
 
     Good values:
-        100 steps are within a few percent of 1000 on networks trained plainly. Adversarially trained ones and
-        models that mask their gradients want restarts: watch whether the median still falls.
+        As they stand on networks trained plainly. Adversarially trained ones and models that mask their gradients want
+        more steps and restarts: watch whether the median still falls.
 
     Example:
         The half-space x₁ > x₀ is |0.7 - 0.5|/√2 away in ℓ2:
@@ -196,18 +196,30 @@ def _run(
     search = _Search(x, jnp.zeros_like(none), jnp.zeros(x.shape[:1], bool), x, none)
     search = jax.lax.fori_loop(0, settings.restarts * settings.num_steps, visit, search)
 
+    nearer = _bisect(logits_fn, x, y, search.best, settings.bisections)
+    return _first_misclassified(logits_fn, x, y, (nearer, search.best), norm)
+
+
+def _bisect(logits_fn: LogitsFn, x: Array, y: Array, far: Array, bisections: int) -> Array:
+    """The misclassified point of the segment from x to ``far`` next to the last halving's correct one."""
+
     def halve(_, segment: tuple[Array, Array]) -> tuple[Array, Array]:
         inside, outside = segment
         middle = (inside + outside) / 2
-        success = _steps.is_misclassified(logits_fn(_between(x, search.best, middle)), y)
+        success = _steps.is_misclassified(logits_fn(_between(x, far, middle)), y)
         return jnp.where(success, inside, middle), jnp.where(success, middle, outside)
 
-    ends = (jnp.zeros_like(none), jnp.ones_like(none))
-    _, outside = jax.lax.fori_loop(0, settings.bisections, halve, ends)
+    ends = (jnp.zeros(x.shape[:1], x.dtype), jnp.ones(x.shape[:1], x.dtype))
+    _, outside = jax.lax.fori_loop(0, bisections, halve, ends)
+    return _between(x, far, outside)
 
-    # The image itself first, then the nearest: the first that this very pass finds misclassified is the result.
-    points = (x, _between(x, search.best, outside), search.best)
-    logits = jnp.split(logits_fn(jnp.concatenate(points)), 3)
+
+def _first_misclassified(
+    logits_fn: LogitsFn, x: Array, y: Array, found: tuple[Array, ...], norm: float
+) -> tuple[AttackResult, Float[Array, "n classes"]]:
+    """The image itself or the first of ``found`` that this very pass finds misclassified, and its logits."""
+    points = (x, *found)
+    logits = jnp.split(logits_fn(jnp.concatenate(points)), len(points))
     chosen, chosen_logits, success = x, logits[0], _steps.is_misclassified(logits[0], y)
     for point, values in zip(points[1:], logits[1:], strict=True):
         taken = ~success & _steps.is_misclassified(values, y)
