@@ -15,7 +15,6 @@ weights to the mean of the particles.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +25,8 @@ import optax
 from flax import linen as nn
 from scipy import stats
 
-import jaxopt_pde
-from experiments import _datasets, _run
-from jaxopt_pde import _validate
+from experiments import _datasets, _methods, _run
+from experiments._methods import Method
 from jaxopt_pde.models import Conv, max_pool
 
 
@@ -36,14 +34,7 @@ from jaxopt_pde.models import Conv, max_pool
 class Config:
     """What to run; the defaults give the README's table."""
 
-    methods: tuple[str, ...] = (
-        "SGD, Nesterov",
-        "Adam",
-        "SAM",
-        "SGD, averaged",
-        "Entropy-SGD, K = 1",
-        "Entropy-SGD, K = 4",
-    )
+    methods: tuple[str, ...] = _methods.METHODS
     """Which methods to run."""
     seed: int = 0
     """Seeds the split of the data; with its index, every replica's initial weights and minibatches."""
@@ -93,76 +84,14 @@ class Network(nn.Module):
         return nn.Dense(10)(hidden.reshape(len(hidden), -1))
 
 
-class Method(NamedTuple):
-    """An optimiser in the comparison.
-
-    Attributes:
-        name: as in the table.
-        make: learning rate -> optax transformation.
-        num_steps: gradients of one update that follow each other.
-        num_chains: gradients taken side by side at each of these steps.
-        average: decay per update of the averaged weights that are evaluated, or None for the last ones.
-    """
-
-    name: str
-    make: Callable[[Any], optax.GradientTransformationExtraArgs]
-    num_steps: int = 1
-    num_chains: int = 1
-    average: float | None = None
-
-    @property
-    def gradients_per_update(self) -> int:
-        """Cost of an update."""
-        return self.num_steps * self.num_chains
-
-
 def methods(config: Config) -> list[Method]:
     """The methods compared, with everything fixed but the learning rate.
 
     Raises:
         ValueError: for an unknown name in ``config.methods``.
     """
-
-    def decayed(rate, gradients_per_update=1):
-        steps = config.num_gradients // gradients_per_update
-        return lambda count: rate * optax.cosine_decay_schedule(1.0, steps)(count)
-
-    def sam(rate):
-        ascent = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
-        descent = optax.sgd(decayed(rate, 2), momentum=0.9, nesterov=True)
-        return optax.contrib.sam(descent, ascent, sync_period=2, opaque_mode=True)
-
-    def entropy(num_steps, num_chains, rate):
-        smoothing_time = config.time_per_rate * rate
-        return jaxopt_pde.entropy_sgd(
-            smoothing_time,
-            smoothing_time,
-            rate,
-            temperature=config.temperature,
-            num_steps=num_steps,
-            num_chains=num_chains,
-            inner_momentum=config.inner_momentum,
-        )
-
-    known = [
-        Method("SGD, Nesterov", lambda rate: optax.sgd(decayed(rate), momentum=0.9, nesterov=True)),
-        Method("Adam", lambda rate: optax.adam(decayed(rate))),
-        Method("SAM", sam, num_steps=2),
-        Method("SGD, averaged", lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True), average=0.98),
-        *(
-            Method(
-                f"Entropy-SGD, K = {chains}",
-                functools.partial(entropy, steps, chains),
-                steps,
-                chains,
-            )
-            for steps, chains in zip(config.num_steps, (1, 4), strict=True)
-        ),
-    ]
-    by_name = {method.name: method for method in known}
-    for name in config.methods:
-        _validate.check_choice("methods", name, tuple(by_name))
-    return [by_name[name] for name in config.methods]
+    fixed = ("num_gradients", "temperature", "inner_momentum", "time_per_rate", "num_steps")
+    return _methods.compared(config.methods, **{name: getattr(config, name) for name in fixed})
 
 
 def loss(network: Network, params, images, labels):
@@ -213,30 +142,11 @@ def make_replicas(network: Network, config: Config) -> Replicas:
 
 def make_update(method: Method, network: Network):
     """One update of one replica: ``(state, rate, minibatches, train) -> state``."""
-    gradient = jax.grad(functools.partial(loss, network))
+    gradient = jax.grad(lambda params, batch: loss(network, params, *batch))
 
     def update(state, rate, minibatches, train):
-        params, opt_state, average, count = state
-        tx = optax.with_extra_args_support(method.make(rate))
-
-        def at(p, step, chain):
-            chosen = minibatches[(count * method.num_steps + step) * method.num_chains + chain]
-            return gradient(p, train[0][chosen], train[1][chosen])
-
-        extra = {}
-        if method.name == "SAM":  # takes its first gradient as an argument and asks for the second
-            updates, extra = at(params, 0, 0), {"grad_fn": lambda p, step: at(p, step + 1, 0)}
-        elif method.gradients_per_update > 1:
-            updates, extra = params, {"grad_fn": lambda p, s: at(p, s.step, s.chain)}
-        else:
-            updates = at(params, 0, 0)
-        updates, opt_state = tx.update(updates, opt_state, params, **extra)
-        params = optax.apply_updates(params, updates)
-        if method.average is not None:  # starts as the plain mean of the weights so far
-            average = optax.incremental_update(
-                params, average, jnp.maximum(1 - method.average, 1 / (count + 1.0))
-            )
-        return params, opt_state, average, count + 1
+        batch_of = lambda n: (train[0][minibatches[n]], train[1][minibatches[n]])
+        return _methods.update(method, gradient, state, rate, batch_of)
 
     return update
 
@@ -246,14 +156,10 @@ def train(method: Method, network: Network, replicas: Replicas, config: Config, 
     update = make_update(method, network)
     num_reports = config.num_gradients // config.report_every
 
-    def start(rate, params):
-        average = None if method.average is None else params
-        return params, method.make(rate).init(params), average, jnp.zeros([], jnp.int32)
-
     def advance(state, rate, minibatches, train, validation, test):
         step = lambda state, _: (update(state, rate, minibatches, train), None)
         state, _ = jax.lax.scan(step, state, length=config.report_every // method.gradients_per_update)
-        params = state[0] if method.average is None else state[2]
+        params = state.evaluated
         return state, {
             "train_loss": loss(network, params, *train),
             "validation_error": error(network, params, *validation),
@@ -261,6 +167,7 @@ def train(method: Method, network: Network, replicas: Replicas, config: Config, 
         }
 
     rates = jnp.asarray(config.learning_rates, jnp.float32)
+    start = functools.partial(_methods.start, method)
     state = jax.jit(jax.vmap(jax.vmap(start, (None, 0)), (0, None)))(rates, replicas.params)
     over_seeds = jax.vmap(advance, (0, None, 0, None, None, None))
     over_both = jax.vmap(over_seeds, (0, 0, None, None, None, None))

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import quickstart
+from experiments import _methods, quickstart
 
 CONFIG = quickstart.Config(num_gradients=80, report_every=40, batch_size=4)
 
@@ -31,8 +31,7 @@ def test_every_gradient_is_counted_and_uses_its_own_minibatch(method):
     minibatches = minibatches.astype(jnp.int32)
     params = jnp.zeros((4, 10))
     update = jax.jit(quickstart.make_update(method, network))
-    average = None if method.average is None else params
-    state = (params, method.make(0.1).init(params), average, jnp.zeros([], jnp.int32))
+    state = _methods.start(method, 0.1, params)
     for _ in range(2):
         state = update(state, jnp.float32(0.1), minibatches, (images, jnp.zeros(100, jnp.int32)))
     jax.block_until_ready(state)
@@ -47,7 +46,7 @@ def test_the_average_starts_as_the_plain_mean():
     images, labels = jnp.ones((8, 2, 2, 1)), jnp.arange(8)
     minibatches = jnp.zeros((80, 4), jnp.int32)
     params = jnp.zeros((4, 10))
-    state = (params, method.make(0.1).init(params), params, jnp.zeros([], jnp.int32))
+    state = _methods.start(method, 0.1, params)
     network, iterates = Linear(), []
     for _ in range(5):
         state = quickstart.make_update(method, network)(state, 0.1, minibatches, (images, labels))
