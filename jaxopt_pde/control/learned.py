@@ -146,7 +146,7 @@ def fit_value_function(
     num_steps: int,
     key: Any,
 ) -> tuple[Variables, Float[Array, " num_steps"]]:
-    """Trains ``variables`` on a stochastic loss, in one compiled scan.
+    """Trains ``variables`` on a stochastic loss, in one compiled scan (compiled anew at each call).
 
     The k-th update is one step of ``optimizer`` on v ↦ ``loss(v, fold_in(key, k))``.
 
