@@ -3,6 +3,7 @@
 from .connectivity import barrier, connect, curve_losses
 from .curve import Curve, curve_point, interpolate, straight_line
 from .estimate import Estimate
+from .flatness import expected_sharpness, sharpness
 from .plane import Plane, plane_through, project
 from .trajectory import Recording, TrajectoryPlane, pca_plane, record
 
@@ -16,10 +17,12 @@ __all__ = [
     "connect",
     "curve_losses",
     "curve_point",
+    "expected_sharpness",
     "interpolate",
     "pca_plane",
     "plane_through",
     "project",
     "record",
+    "sharpness",
     "straight_line",
 ]
