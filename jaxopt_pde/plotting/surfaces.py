@@ -1,0 +1,99 @@
+"""A plane through the landscape in relief."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import LightSource, Normalize
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+from mpl_toolkits.mplot3d.axes3d import Axes3D
+
+from .. import _validate
+from ._arguments import as_grid, as_levels
+from .contours import contour_levels
+from .style import PALE
+
+__all__ = ["surface"]
+
+
+def surface(
+    ax: Axes3D,
+    coordinates: tuple[Any, Any],
+    values: Any,
+    *,
+    ceiling: float | None = None,
+    levels: Any = None,
+    limits: tuple[float, float] | None = None,
+    elevation: float = 34.0,
+    azimuth: float = -60.0,
+) -> Poly3DCollection:
+    """The slice as a surface, lit from the upper left, viridis by height, its contours on the floor.
+
+    Args:
+        ax: axes made with ``projection="3d"``.
+        coordinates: (a, b), as for :func:`contour`.
+        values: [len(a), len(b)], an array or an estimate, of which the mean is drawn. Holes where it is not finite.
+        ceiling: values above are cut off flat, so that exploding corners do not flatten the rest; None to show all.
+        levels: of the contours on the floor, increasing; None for :func:`contour_levels`, empty for none.
+        limits: (lowest, highest) of heights and colours; None for those of the values. Give the same to panels to be
+            compared.
+        elevation: of the eye above the plane, in degrees.
+        azimuth: of the eye around it, in degrees.
+
+    Returns:
+        The surface. It is drawn as pixels in vector files, text and axes as vectors.
+
+    Raises:
+        TypeError: axes without a third dimension.
+        ValueError: as :func:`contour`; a ceiling below all values; limits that do not increase.
+
+    Example:
+        >>> import numpy as np
+        >>> from matplotlib.figure import Figure
+        >>> from jaxopt_pde import plotting
+        >>> a = b = np.linspace(-1.0, 1.0, 11)
+        >>> ax = Figure().add_subplot(projection="3d")
+        >>> relief = plotting.surface(ax, (a, b), 4.0 * a[:, None] ** 2 + b**2, ceiling=3.0)
+        >>> print(round(float(ax.get_zlim()[1]), 6))
+        3.0
+    """
+    if not hasattr(ax, "plot_surface"):
+        msg = f'ax must be three-dimensional, from add_subplot(projection="3d"), got {ax!r}.'
+        raise TypeError(msg)
+    x, y, z = as_grid(coordinates, values)
+    if ceiling is not None:
+        _validate.check_finite("ceiling", ceiling)
+        if ceiling <= z.min():
+            msg = f"ceiling must be above the least value, {z.min():g}, got {ceiling!r}."
+            raise ValueError(msg)
+        z = np.ma.minimum(z, ceiling)
+    low, high = (float(z.min()), float(z.max())) if limits is None else (float(limit) for limit in limits)
+    if limits is not None and not low < high:
+        msg = f"limits must increase, got {limits!r}."
+        raise ValueError(msg)
+    if not low < high:
+        high = low + 1.0  # a plain
+    light = LightSource(azdeg=225.0, altdeg=50.0)
+    # Slopes as the eye sees them: all three axes of the box have comparable lengths.
+    step_x, step_y = 2.0 / (len(x) - 1), 2.0 / (len(y) - 1)
+    relief = (z.filled(float(z.max())) - low) / (high - low)
+    colours = light.shade_rgb(
+        colormaps["viridis"](Normalize(low, high)(z.filled(high)))[..., :3],
+        relief, blend_mode="soft", dx=step_x, dy=step_y, fraction=0.7,
+    )  # fmt: skip
+    across, up = np.meshgrid(x, y)
+    relief = ax.plot_surface(
+        across, up, z.filled(np.nan), facecolors=colours, rstride=1, cstride=1, linewidth=0, antialiased=False,
+        shade=False, rasterized=True,
+    )  # fmt: skip
+    floor = low - 0.35 * (high - low)
+    levels = contour_levels(z.compressed()) if levels is None and z.min() < z.max() else levels
+    if levels is not None and len(levels):
+        levels = as_levels(levels)
+        ax.contour(across, up, z, levels=levels, colors=PALE, linewidths=0.7, zdir="z", offset=floor)
+    ax.set_zlim(floor, high)
+    ax.view_init(elev=elevation, azim=azimuth)
+    for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
+        axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
+        axis._axinfo["grid"].update(color="#e4e4e4", linewidth=0.6)
+    return relief
