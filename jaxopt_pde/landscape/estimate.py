@@ -26,6 +26,7 @@ class Estimate:
             left over); None where there are none.
         batch_error: the standard error over examples, from the spread of batches; None where the data came in one
             batch, whose error nothing is known of.
+        info: diagnostics, a dict of arrays; each method documents its own.
 
     Example:
         >>> import jax.numpy as jnp
@@ -40,6 +41,7 @@ class Estimate:
     standard_error: Float[Array, "..."]
     probe_error: Float[Array, "..."] | None = None
     batch_error: Float[Array, "..."] | None = None
+    info: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def combine(
@@ -48,6 +50,7 @@ class Estimate:
         *,
         probe_error: Float[Array, "..."] | None = None,
         batch_error: Float[Array, "..."] | None = None,
+        info: dict[str, Array] | None = None,
     ) -> "Estimate":
         """The estimate whose standard error is the root of the sum of squares of those given, NaN if none is.
 
@@ -55,10 +58,11 @@ class Estimate:
             mean: the estimate.
             probe_error: see the class.
             batch_error: see the class.
+            info: see the class.
         """
         parts = [part for part in (probe_error, batch_error) if part is not None]
         total = jnp.sqrt(sum(part**2 for part in parts)) if parts else jnp.full_like(mean, jnp.nan)
-        return cls(mean, total, probe_error, batch_error)
+        return cls(mean, total, probe_error, batch_error, dict(info or {}))
 
     def interval(self, quantile: float = 1.959964) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Mean minus and plus ``quantile`` standard errors: by default 95 % if the error is normal.
