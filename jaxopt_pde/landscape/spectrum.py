@@ -1,4 +1,4 @@
-"""Extreme eigenvalues, eigenvectors and trace of the Hessian of a mean loss, or of its Gauss-Newton matrix."""
+"""Eigenvalues and eigenvectors of the Hessian of a mean loss, or of its Gauss-Newton matrix."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from ._deflation import SCORES, extreme_eigenpairs
 from .curvature import Curvature
 from .estimate import Estimate
 
-__all__ = ["exact_spectrum", "top_eigenvalues", "top_eigenvectors", "trace"]
+__all__ = ["exact_spectrum", "top_eigenvalues", "top_eigenvectors"]
 
 Which = Literal["largest", "smallest", "magnitude"]
 LossFn = Callable[[Params, Any], Float[Array, ""]]
@@ -71,7 +71,7 @@ def top_eigenvalues(
         which: ``"largest"`` algebraically, in descending order; ``"smallest"``, the lowest first; or the largest in
             ``"magnitude"``, in descending order of it.
         tolerance: residual over the largest |eigenvalue| seen. In float32 not below about 1e-6.
-        num_matvecs: products in a round (static), which also is how many vectors are stored; None for 12 + 2k.
+        num_matvecs: products in a round (static), which also is how many vectors are stored; None for 10 + 2k.
         max_rounds: of them (static). If they do not suffice, the residuals in ``probe_error`` say so, and an
             eigenvalue that was not found at all is NaN.
 
@@ -168,7 +168,7 @@ def top_eigenvectors(
         msg = f"k must be at most the number of parameters, {size}, got {k}."
         raise ValueError(msg)
     if num_matvecs is None:
-        num_matvecs = 12 + 2 * k
+        num_matvecs = 10 + 2 * k
     _validate.check_count("num_matvecs", num_matvecs, minimum=2)
     batches, settings = make_batches(data, batch_size), _Settings(k, which, num_matvecs, max_rounds)
     run = _top if isinstance(batches, Batches) else _top.__wrapped__
@@ -199,66 +199,6 @@ def _top(
         error = batch_error(*curvature.each_form(vectors))
     estimate = Estimate.combine(values, probe_error=residuals, batch_error=error)
     return estimate, jax.vmap(curvature.unravel)(vectors)
-
-
-def trace(
-    loss_fn: LossFn,
-    params: Params,
-    data: Any,
-    key: Key[Array, ""],
-    *,
-    num_probes: int = 30,
-    batch_size: int | None = None,
-) -> Estimate:
-    """The trace of ∇²f(x), f a mean loss over all of the data: the mean of vᵀHv over random signs v (Hutchinson).
-
-    The estimate is unbiased, with variance 2 (|H|²_F − Σ Hᵢᵢ²) over the number of probes. Both errors are read off
-    the table vᵀH_b v of probes and batches: ``probe_error`` from the spread over probes of the mean over batches,
-    ``batch_error`` from the spread over batches of the mean over probes.
-
-    Args:
-        loss_fn: see :func:`top_eigenvalues`.
-        params: see there.
-        data: see there; all probes are done in one pass.
-        key: a PRNG key or integer seed for the probes.
-        num_probes: products (static), at least 2, in the memory of one.
-        batch_size: examples at a time (static); None for all, and then no ``batch_error``.
-
-    Returns:
-        :class:`~jaxopt_pde.landscape.Estimate` in [loss/param²]. Divide by the number of parameters for the mean
-        eigenvalue.
-
-    Raises:
-        ValueError, TypeError: a setting out of range, integer or complex leaves, a loss that is no scalar, no data.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from jaxopt_pde import landscape
-        >>> loss_fn = lambda w, x: 0.5 * jnp.mean((x @ w) ** 2)
-        >>> x = jnp.array([[2.0, 0.0], [0.0, 6.0]])
-        >>> print(landscape.trace(loss_fn, jnp.ones(2), x, jax.random.key(0)).mean.round(3))
-        20.0
-
-    References:
-        Hutchinson 1990; Avron & Toledo 2011, lemma 9 (the variance).
-    """
-    _validate.check_float_tree("params", params)
-    _validate.check_count("num_probes", num_probes, minimum=2)
-    batches = make_batches(data, batch_size)
-    run = _trace if isinstance(batches, Batches) else _trace.__wrapped__
-    return run(loss_fn, num_probes, params, batches, _validate.as_key(key))
-
-
-@functools.partial(jax.jit, static_argnames=("loss_fn", "num_probes"))
-def _trace(
-    loss_fn: LossFn, num_probes: int, params: Params, batches: Batches | Loader, key: Key[Array, ""]
-) -> Estimate:
-    curvature = Curvature(loss_fn, params, batches)
-    table, shares = curvature.each_probe(jax.random.split(key, num_probes))
-    probes = jnp.sum(shares[:, None] * table, axis=0)
-    probe_error = jnp.std(probes, ddof=1) / jnp.sqrt(jnp.asarray(num_probes, probes.dtype))
-    error = batch_error(jnp.mean(table, axis=1), shares)
-    return Estimate.combine(jnp.mean(probes), probe_error=probe_error, batch_error=error)
 
 
 def exact_spectrum(
