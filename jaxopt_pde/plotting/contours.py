@@ -1,5 +1,6 @@
 """A plane through the landscape from above: contours that say their level."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.contour import QuadContourSet
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from .. import _validate
@@ -28,12 +30,12 @@ def contour_levels(
         values: arrays or estimates of any shape; all share the levels. What is not finite is left out.
         num: levels wanted, at least 1; there are fewer where rounding makes two equal.
         spacing: ``"log"`` for equal ratios (of positive values); ``"quantile"`` for equal areas between the levels,
-            which serves losses that explode at the rim; ``"linear"`` for equal differences; ``"auto"`` for ``"log"`` where
-            the values are positive and span a factor of 30, else ``"quantile"``.
+            which serves losses that explode at the rim; ``"linear"`` for equal differences; ``"auto"`` for ``"log"``
+            where the values are positive and span a factor of 30, else ``"quantile"``.
 
     Returns:
-        Levels between the least and the largest value, increasing, with as few digits as keep them apart (moved by
-        less than a fifth of the smallest gap), so that a label is the level.
+        Levels between the least and the largest value, increasing, each with as few digits as move it by no more
+        than a fifth of the gap to its neighbours, so that a label is the level.
 
     Raises:
         ValueError, TypeError: no finite values, all of them equal, ``"log"`` of values that are not positive, an
@@ -67,10 +69,17 @@ def contour_levels(
     else:
         levels = low + (high - low) * shares
     levels = np.unique(levels)
-    gap = np.min(np.diff(levels)) if len(levels) > 1 else high - low
-    for digits in range(1, 18):
-        rounded = np.array([float(f"{level:.{digits - 1}e}") for level in levels])
-        if np.max(np.abs(rounded - levels)) < 0.2 * gap:
+    gaps = np.diff(np.concatenate([[low], levels, [high]]))
+    gaps = np.minimum(gaps[1:], gaps[:-1])
+    gaps[gaps == 0] = high - low  # a quantile that is the least or the largest value
+    return np.unique([_round(level, 0.2 * gap) for level, gap in zip(levels, gaps, strict=True)])
+
+
+def _round(level: float, tolerance: float) -> float:
+    """With as few digits as stay within the tolerance."""
+    for digits in range(17):
+        rounded = float(f"{level:.{digits}e}")
+        if abs(rounded - level) <= tolerance:
             break
     return rounded
 
@@ -91,8 +100,8 @@ def contour(
     Args:
         ax: the axes to draw on.
         coordinates: (a, b), two increasing vectors, the ones given to ``landscape.slice``; a to the right, b upwards.
-        values: [len(a), len(b)], an array or an estimate, of which the mean is drawn. Where it is not finite nothing is
-            drawn.
+        values: [len(a), len(b)], an array or an estimate, of which the mean is drawn. Hatched where it is not
+            finite.
         levels: increasing; None for :func:`contour_levels` of ``values``. Give the same to panels to be compared.
         labels: whether to write the levels on the lines.
         fill: whether to shade between them.
@@ -119,16 +128,25 @@ def contour(
     """
     x, y, z = as_grid(coordinates, values)
     levels = contour_levels(z.compressed()) if levels is None else as_levels(levels)
+    if np.ma.is_masked(z):
+        area = (x[0], y[0]), x[-1] - x[0], y[-1] - y[0]
+        ax.add_patch(
+            Rectangle(*area, facecolor="#f2f2f2", edgecolor="#c4c4c4", hatch="///", linewidth=0, zorder=0.4)
+        )
     if fill:
         shades = DEPTHS(np.linspace(0.0, 1.0, len(levels) + 1))
-        ax.contourf(x, y, z, levels=levels, colors=shades, extend="both", zorder=0.5)
-    lines = ax.contour(x, y, z, levels=levels, colors="#66727f", linewidths=0.7, linestyles="solid", zorder=1)
+        ends = min(z.min(), levels[0]) - 1.0, max(z.max(), levels[-1]) + 1.0
+        ax.contourf(x, y, z, levels=[ends[0], *levels, ends[1]], colors=shades, zorder=0.5)
+    with warnings.catch_warnings():  # shared levels may all lie outside this panel's values
+        warnings.filterwarnings("ignore", message="No contour levels were found")
+        lines = ax.contour(
+            x, y, z, levels=levels, colors="#66727f", linewidths=0.7, linestyles="solid", zorder=1
+        )
     if labels:
         texts = dict(zip(levels, level_texts(levels), strict=True))
         placed = ax.clabel(lines, fmt=texts, fontsize=FONT_SIZE, colors=INK, inline=True, inline_spacing=2)
         for text in placed or ():
             text.set_path_effects([halo()])
-            text.set_clip_on(True)
     if equal:
         ax.set_aspect("equal")
     for number, (name, point) in enumerate((points or {}).items()):

@@ -45,15 +45,15 @@ def spectral_density(
 
     Args:
         ax: the axes to draw on; their vertical scale becomes logarithmic.
-        grid: λ, [points], increasing, in [loss/param²].
-        density: [points], an array or an estimate, in [param²/loss]; what is not finite or below the floor is drawn
-            at the floor.
+        grid: λ, [points], increasing, in [loss/param²]; of ``landscape.spectral_density(...)``, or any other.
+        density: [points], an array or an estimate (``density`` of the same), in [param²/loss]; what is not finite or
+            below the floor is drawn at the floor.
         eigenvalues: single ones, [number] in any order, such as the largest found by Lanczos; drawn as ticks. None
             for none.
         floor: least density shown, positive; None for 1e-6 of the largest.
-        tails: whether to enlarge the tails outside the central 99 % of the mass, which is where the outliers are; or
-            (left, right), the λ below and above which to enlarge. A side is left out where nothing rises above the
-            floor and no eigenvalue lies.
+        tails: True to enlarge the tails outside the central 99 % of the mass that take up less than half of the axis (
+            others are seen without); or (left, right), the λ below and above which to enlarge; False for
+            none. A side is left out where nothing rises above the floor and no eigenvalue lies.
         colour: of the density.
 
     Returns:
@@ -98,10 +98,13 @@ def spectral_density(
     for low, high in ((everything.min(), left), (right, everything.max())):
         seen = (grid >= low) & (grid <= high) & (mean > floor)
         single = found is not None and bool(np.any((found >= low) & (found <= high)))
-        if low < high and (np.any(seen) or single):
+        small = tails is not True or high - low < 0.5 * np.ptp(everything)
+        if low < high and small and (np.any(seen) or single):
             ranges.append((low, high))
     insets = []
-    for place, limits in zip(_places(ax, grid[np.nanargmax(mean)], len(ranges)), ranges, strict=True):
+    places = _places(ax, grid[np.nanargmax(mean)], len(ranges))
+    _make_room(ax, line, places)
+    for place, limits in zip(places, ranges, strict=True):
         inset = ax.inset_axes(place)
         _draw(inset, grid, mean, error, found, floor, colour, tick=0.12)
         margin = 0.03 * (limits[1] - limits[0])
@@ -109,7 +112,7 @@ def spectral_density(
         inside = mean[(grid >= limits[0]) & (grid <= limits[1])]
         inset.set_ylim(floor, max(3 * np.max(inside, initial=floor, where=np.isfinite(inside)), 10 * floor))
         inset.tick_params(labelsize=FONT_SIZE, length=2.5)
-        inset.locator_params(axis="x", nbins=4)
+        inset.locator_params(axis="x", nbins=3)
         inset.set_title(
             "left tail" if limits[1] == left else "right tail", fontsize=FONT_SIZE, color=INK, pad=3
         )
@@ -154,12 +157,25 @@ def _places(ax: Axes, peak: float, number: int) -> list[tuple[float, float, floa
     share = (peak - low) / (high - low)
     bottom, height = 0.56, 0.36
     if number < 2:
-        return [(0.62, bottom, 0.36, height) if share < 0.5 else (0.1, bottom, 0.36, height)][:number]
+        return [(0.55, bottom, 0.43, height) if share < 0.5 else (0.14, bottom, 0.43, height)][:number]
     if share < 0.36:
         start = share + 0.14
         width = (1.0 - start - 0.12) / 2
         return [(start, bottom, width, height), (start + width + 0.12, bottom, width, height)]
     if share > 0.64:
-        width = (share - 0.08 - 0.22) / 2
-        return [(0.1, bottom, width, height), (0.22 + width, bottom, width, height)]
-    return [(0.1, bottom, share - 0.2, height), (share + 0.18, bottom, 0.8 - share, height)]
+        width = (share - 0.12 - 0.26) / 2
+        return [(0.14, bottom, width, height), (0.26 + width, bottom, width, height)]
+    return [(0.14, bottom, share - 0.2, height), (share + 0.18, bottom, 0.8 - share, height)]
+
+
+def _make_room(ax: Axes, line: Line2D, places: list[tuple[float, float, float, float]]) -> None:
+    """Raises the upper limit until the curve passes below the insets and their tick labels."""
+    grid, shown = line.get_data()
+    (start, end), (floor, top) = ax.get_xlim(), ax.get_ylim()
+    for left, bottom, width, _ in places:
+        under = (grid > start + (left - 0.1) * (end - start)) & (
+            grid < start + (left + width) * (end - start)
+        )
+        highest = np.max(shown[under], initial=floor)
+        top = max(top, floor * (highest / floor) ** (1 / (bottom - 0.1)))
+    ax.set_ylim(floor, top)

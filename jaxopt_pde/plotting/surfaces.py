@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LightSource, Normalize
+from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
@@ -33,7 +34,7 @@ def surface(
         ax: axes made with ``projection="3d"``.
         coordinates: (a, b), as for :func:`contour`.
         values: [len(a), len(b)], an array or an estimate, of which the mean is drawn. Holes where it is not finite.
-        ceiling: values above are cut off flat, so that exploding corners do not flatten the rest; None to show all.
+        ceiling: the surface ends at this height, so that exploding corners do not flatten the rest; None to show all.
         levels: of the contours on the floor, increasing; None for :func:`contour_levels`, empty for none.
         limits: (lowest, highest) of heights and colours; None for those of the values. Give the same to panels to be
             compared.
@@ -66,8 +67,11 @@ def surface(
         if ceiling <= z.min():
             msg = f"ceiling must be above the least value, {z.min():g}, got {ceiling!r}."
             raise ValueError(msg)
-        z = np.ma.minimum(z, ceiling)
-    low, high = (float(z.min()), float(z.max())) if limits is None else (float(limit) for limit in limits)
+    low, high = (
+        (float(z.min()), float(z.max() if ceiling is None else min(z.max(), ceiling)))
+        if limits is None
+        else (float(limit) for limit in limits)
+    )
     if limits is not None and not low < high:
         msg = f"limits must increase, got {limits!r}."
         raise ValueError(msg)
@@ -76,14 +80,17 @@ def surface(
     light = LightSource(azdeg=225.0, altdeg=50.0)
     # Slopes as the eye sees them: all three axes of the box have comparable lengths.
     step_x, step_y = 2.0 / (len(x) - 1), 2.0 / (len(y) - 1)
-    relief = (z.filled(float(z.max())) - low) / (high - low)
+    top = high if ceiling is None else float(ceiling)
+    shown = _cut(z, top) if ceiling is not None else z
+    z = np.ma.minimum(z, top)
+    relief = (z.filled(high) - low) / (high - low)
     colours = light.shade_rgb(
         colormaps["viridis"](Normalize(low, high)(z.filled(high)))[..., :3],
         relief, blend_mode="soft", dx=step_x, dy=step_y, fraction=0.7,
     )  # fmt: skip
     across, up = np.meshgrid(x, y)
     relief = ax.plot_surface(
-        across, up, z.filled(np.nan), facecolors=colours, rstride=1, cstride=1, linewidth=0, antialiased=False,
+        across, up, shown.filled(np.nan), facecolors=colours, rstride=1, cstride=1, linewidth=0, antialiased=False,
         shade=False, rasterized=True,
     )  # fmt: skip
     floor = low - 0.35 * (high - low)
@@ -93,7 +100,20 @@ def surface(
         ax.contour(across, up, z, levels=levels, colors=PALE, linewidths=0.7, zdir="z", offset=floor)
     ax.set_zlim(floor, high)
     ax.view_init(elev=elevation, azim=azimuth)
+    ax.set_box_aspect((1.0, 1.0, 0.85))
+    heights = MaxNLocator(5).tick_values(low, high)
+    ax.set_zticks(heights[(heights >= low) & (heights <= high)])
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
         axis._axinfo["grid"].update(color="#e4e4e4", linewidth=0.6)
     return relief
+
+
+def _cut(z: np.ma.MaskedArray, ceiling: float) -> np.ma.MaskedArray:
+    """Flat above the ceiling, and masked there except beside points below it, so that the rim is at the ceiling."""
+    below = np.pad(z.filled(np.inf) < ceiling, 1)
+    rows, columns = z.shape
+    beside = np.any([below[i : i + rows, j : j + columns] for i in range(3) for j in range(3)], axis=0)
+    return np.ma.masked_where(~beside | np.ma.getmaskarray(z), np.ma.minimum(z, ceiling))
