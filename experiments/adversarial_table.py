@@ -26,14 +26,12 @@ Commands and tables are in docs/theory/robustness.md. The talk's factor of 6 in 
 
 import dataclasses
 import functools
-import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import _adversarial_training as training
-from experiments import _run
+from experiments import _published, _run
 from experiments.quickstart import interval
 
 
@@ -107,8 +105,7 @@ def paired(results: _run.Arrays) -> dict[str, tuple[str, np.ndarray]]:
 
 def published() -> list[list]:
     """The talk's rows: data, defence, ℓ2 median, error %, ℓ∞ median, error %."""
-    path = Path(__file__).parent / "published" / "adversarial_table.json"
-    return json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return _published.published("adversarial_table").rows
 
 
 def show(values: np.ndarray, digits: int) -> str:
