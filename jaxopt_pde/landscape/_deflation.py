@@ -125,9 +125,8 @@ def _round(
     locked = jnp.where(state.converged[:, None], old.vectors, 0)
     random = jax.random.normal(noise_key, (curvature.size,), curvature.dtype)
     start = _complement(locked, jnp.where(jnp.any(state.start != 0), state.start, random))
-    krylov = lanczos(
-        lambda vector: _complement(locked, curvature.product(vector)), start, depth, on_host=curvature.on_host
-    )
+    product = lambda vector: _complement(locked, curvature.product(vector))
+    krylov = lanczos(product, start, depth, on_host=curvature.on_host, size=state.size)
     return _merge(state, krylov, score, tolerance)._replace(key=key)
 
 

@@ -11,7 +11,7 @@ from matfree import decomp
 __all__ = ["Krylov", "Ritz", "lanczos", "ritz_pairs", "rounding"]
 
 _BREAKDOWN = 100  # times eps times the size of T: a product's own error is about 10 of them
-_ORTHONORMAL = 1e-2  # |qᵢᵀqⱼ − δᵢⱼ| of a basis that has not fallen apart
+_SOUND = 1e-2  # |qᵢᵀqⱼ − δᵢⱼ| of a basis, and asymmetry of QAQᵀ over its size, where nothing has fallen apart
 
 
 class Krylov(NamedTuple):
@@ -59,6 +59,7 @@ def lanczos(
     depth: int,
     *,
     on_host: bool,
+    size: Float[Array, ""] | float = 0.0,
 ) -> Krylov:
     """``depth`` steps from ``start`` with full re-orthogonalisation, by matfree.
 
@@ -66,20 +67,21 @@ def lanczos(
     what comes next is rounding blown up to unit length: matfree 0.6 then returns rows that are not orthogonal and
     numbers unrelated to the matrix (off-diagonals up to 5 for the identity). Its symmetrised T hides this; the
     sub-diagonal of the Hessenberg form shows it as a number near 0. Everything from there on is cut off, and also
-    from where the basis is not orthonormal.
+    from where the basis is not orthonormal or the Hessenberg form not symmetric.
 
     Args:
         product: A x; a traceable function, or one that loops over batches where ``on_host``.
         start: not zero.
         depth: m ≤ P.
         on_host: run the steps one by one, by the same recurrence.
+        size: of the whole matrix, if A is a part of it: products are wrong by rounding of that.
     """
     if on_host:
         basis, hessenberg, remainder = _steps_on_host(product, start, depth)
     else:
         done = decomp.hessenberg(depth, reortho="full", custom_vjp=False)(product, start)
         basis, hessenberg, remainder = done.Q_tall, done.J_small, jnp.linalg.norm(done.residual)
-    return _cut(basis, hessenberg, remainder)
+    return _cut(basis, hessenberg, remainder, size)
 
 
 def ritz_pairs(krylov: Krylov) -> Ritz:
@@ -100,13 +102,20 @@ def ritz_pairs(krylov: Krylov) -> Ritz:
 
 
 @jax.jit
-def _cut(basis: Float[Array, "m P"], hessenberg: Float[Array, "m m"], remainder: Float[Array, ""]) -> Krylov:
+def _cut(
+    basis: Float[Array, "m P"],
+    hessenberg: Float[Array, "m m"],
+    remainder: Float[Array, ""],
+    size: Float[Array, ""] | float,
+) -> Krylov:
     diagonal = jnp.diag(hessenberg)
     below = jnp.append(jnp.diag(hessenberg, -1), remainder)
-    size = jax.lax.cummax(jnp.nan_to_num(jnp.abs(diagonal)) + jnp.nan_to_num(below))
+    size = jnp.maximum(jax.lax.cummax(jnp.nan_to_num(jnp.abs(diagonal)) + jnp.nan_to_num(below)), size)
     ended = below <= _BREAKDOWN * jnp.finfo(basis.dtype).eps * size
-    overlaps = jnp.abs(jnp.tril(basis @ basis.T - jnp.eye(len(basis), dtype=basis.dtype)))
-    apart = jnp.max(overlaps, axis=1) > _ORTHONORMAL
+    overlaps = jnp.tril(basis @ basis.T - jnp.eye(len(basis), dtype=basis.dtype))
+    asymmetries = jnp.triu(hessenberg - jnp.diag(diagonal) - jnp.diag(below[:-1], 1))
+    apart = jnp.max(jnp.abs(overlaps), axis=1) > _SOUND
+    apart |= jnp.max(jnp.abs(asymmetries), axis=0) > _SOUND * size
     # The first row is there, whatever it holds: a NaN of the matrix must come out, not be cut off.
     kept = jnp.cumsum(jnp.append(False, ended[:-1]) | apart.at[0].set(False)) == 0
     remainder = below[jnp.sum(kept) - 1]
