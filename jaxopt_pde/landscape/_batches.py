@@ -148,18 +148,21 @@ def each_batch(
 def batch_error(
     values: Float[Array, "batches ..."], shares: Float[Array, " batches"]
 ) -> Float[Array, "..."] | None:
-    """Standard error of the weighted mean Σ wᵢ vᵢ over batches: √(B/(B−1) Σ wᵢ² (vᵢ − v̄)²); None for one batch.
+    """Standard error of the weighted mean Σ wᵢ vᵢ over batches: √(Σ wᵢ² (vᵢ − v̄)² / (1 − Σ wᵢ²)); None for one batch.
+
+    With batches of one size the textbook's s/√B. Its square is unbiased for independent examples however they were cut:
+    vᵢ has variance σ²/(N wᵢ) and its deviation from v̄ that less σ²/N.
 
     Args:
         values: of every batch, the mean over its examples.
         shares: w, of the examples, adding up to 1.
     """
-    number = values.shape[0]
-    if number == 1:
+    if values.shape[0] == 1:
         return None
+    left = 1 - jnp.sum(shares**2)
     shares = shares.reshape(-1, *[1] * (values.ndim - 1))
     deviations = shares * (values - jnp.sum(shares * values, axis=0, keepdims=True))
-    return jnp.sqrt(jnp.sum(deviations**2, axis=0) * number / (number - 1))
+    return jnp.sqrt(jnp.sum(deviations**2, axis=0) / left)
 
 
 _compiled = jax.jit(lambda function, batch, *arguments: function(batch, *arguments), static_argnums=0)

@@ -11,7 +11,7 @@ from .. import _noise, _validate
 from .._arithmetic import cast_like, cast_up, dot, squared_norm
 from .._typing import Params
 
-__all__ = ["filter_normalized", "filter_scale", "random_directions"]
+__all__ = ["filter_normalized", "random_directions"]
 
 Vectors = Literal["zero", "keep"]
 Normalization = Literal["filter", "leaf", "none"]
@@ -133,19 +133,6 @@ def random_directions(
     for direction in directions:
         _check_not_zero("params", direction, params, vectors)
     return directions
-
-
-def filter_scale(params: Params, *, filter_axis: int = -1) -> Params:
-    """The root mean square of each entry's filter (of its leaf, where that is a vector), shaped like ``params``.
-
-    Args:
-        params: the parameters.
-        filter_axis: the axis of output units.
-    """
-    params = cast_up(jax.tree.map(jnp.asarray, params))
-    squares = _within_filters(filter_axis)(params, params)
-    spread = lambda p, s: jnp.broadcast_to(jnp.sqrt(s * (s.size / p.size)), p.shape)
-    return jax.tree.map(spread, params, squares)
 
 
 def _within_filters(filter_axis: int) -> Groups:

@@ -14,12 +14,11 @@ from .._arithmetic import cast_up
 from .._typing import Params
 from ..pde.grid import BOUNDARIES, Boundary
 from ._batches import batch_error
-from .directions import filter_scale
+from ._perturbations import Scale, check_scale, scale_tree
 
 __all__ = ["Relaxation", "perturbation", "relax_on_grid", "summarize"]
 
 Method = Literal["cole_hopf", "heat", "plane"]
-Scale = Literal["none", "filter"]
 
 
 @functools.partial(
@@ -53,13 +52,14 @@ class Relaxation:
     Both numbers may be traced or changed at no recompilation; the rest is static.
 
     Attributes:
-        smoothing_time: t > 0, in [param²/loss] (with ``scale="filter"`` in [1/loss]).
+        smoothing_time: t > 0, in [param²/loss] (with a ``scale`` in [1/loss]).
         temperature: T > 0, in [loss]; T ≥ 0 for ``"plane"``, where 0 gives the Moreau envelope of the restriction.
         method: see the table.
         num_samples: losses at every point and batch, in pairs: even, at least 4. ``"plane"`` takes none.
-        scale: ``"filter"`` multiplies the noise of each parameter by the root mean square of its filter (of its leaf,
-            if that has at most one axis) at the centre of the slice, so that √(tT) is a relative size and the picture
-            does not change where ReLU layers are rescaled.
+        scale: what multiplies the noise, as in :func:`expected_sharpness`: ``"none"`` 1; ``"filter"`` the root mean
+            square of each parameter's filter (of its leaf, if that has at most one axis) at the centre of the slice;
+            ``"elementwise"`` |x| there. With the last two √(tT) is a relative size, and the picture does not change
+            where ReLU layers are rescaled. Not for ``"plane"``.
         boundary: for ``"plane"``: how f goes on outside the slice, as in ``pde.Grid``: ``"extrapolate"`` linearly,
             ``"neumann"`` as its mirror image, ``"periodic"``. None of them is the loss: within √(tT) + t|∇u| of the
             edges the values are those of the continuation. Make the slice wider than the picture.
@@ -90,7 +90,7 @@ class Relaxation:
 
     def __post_init__(self):
         _validate.check_choice("method", self.method, get_args(Method))
-        _validate.check_choice("scale", self.scale, get_args(Scale))
+        check_scale(self.scale, "rms")
         _validate.check_choice("boundary", self.boundary, BOUNDARIES)
         _validate.check_count("num_samples", self.num_samples, minimum=4)
         if self.num_samples % 2:
@@ -124,9 +124,8 @@ def perturbation(relaxation: Relaxation, params: Params, key: Key[Array, ""], pa
     up = cast_up(params)
     noise = _noise.draw_noise(jax.random.fold_in(key, pair), up, "gaussian")
     variance = jnp.asarray(relaxation.smoothing_time) * jnp.asarray(relaxation.temperature)
-    if relaxation.scale == "filter":
-        noise = jax.tree.map(jnp.multiply, noise, filter_scale(params))
-    return jax.tree.map(lambda xi: jnp.sqrt(variance).astype(xi.dtype) * xi, noise)
+    scaled = lambda xi, s: jnp.sqrt(variance).astype(xi.dtype) * (s * xi)
+    return jax.tree.map(scaled, noise, scale_tree(params, relaxation.scale, "rms"))
 
 
 def summarize(

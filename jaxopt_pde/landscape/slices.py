@@ -14,7 +14,7 @@ from .. import _validate
 from .._arithmetic import add_scaled, cast_like, cast_up
 from .._typing import Params
 from ..smoothing._kernel import scalar_dtype
-from ._batches import Batches, each_batch
+from ._batches import Batches, batch_error, each_batch
 from ._slice_arguments import Arguments, check_arguments
 from .estimate import Estimate
 from .relaxation import Relaxation, perturbation, relax_on_grid, summarize
@@ -247,11 +247,8 @@ def _relax(values, shares, spacings, smoothing: Relaxation, viscous: bool):
     shares = shares.reshape(-1, shares.shape[-1])[0]
     mean = jnp.tensordot(values, shares, axes=1, precision=jax.lax.Precision.HIGHEST)
     run = functools.partial(relax_on_grid, spacings=spacings, relaxation=smoothing, viscous=viscous)
-    number = shares.shape[0]
-    if number == 1:
+    if shares.shape[0] == 1:
         return run(mean), None
     relaxed, linear = jax.linearize(run, mean)
-    deviations = jnp.moveaxis(values - mean[..., None], -1, 0)
-    weights = shares.reshape(-1, *[1] * mean.ndim)
-    squares = jnp.sum((weights * jax.vmap(linear)(deviations)) ** 2, axis=0)
-    return relaxed, jnp.sqrt(squares * number / (number - 1))
+    changes = jax.vmap(linear)(jnp.moveaxis(values - mean[..., None], -1, 0))
+    return relaxed, batch_error(changes, shares)
