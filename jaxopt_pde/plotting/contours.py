@@ -10,6 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.contour import QuadContourSet
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 
 from .. import _validate
 from ._arguments import as_grid, as_levels, as_mean
@@ -145,13 +146,26 @@ def contour(
     if labels:
         texts = dict(zip(levels, level_texts(levels), strict=True))
         placed = ax.clabel(lines, fmt=texts, fontsize=FONT_SIZE, colors=INK, inline=True, inline_spacing=2)
-        for text in placed or ():
-            text.set_path_effects([halo()])
+        _finish_labels(list(placed or ()), x, y)
     if equal:
         ax.set_aspect("equal")
     for number, (name, point) in enumerate((points or {}).items()):
         mark_point(ax, name, point, list(COLOURS.values())[1 + number % (len(COLOURS) - 1)])
     return lines
+
+
+def _finish_labels(placed: list[Text], x: np.ndarray, y: np.ndarray) -> None:
+    """Outlined; those cut by the border go, unless it is the only one of its level."""
+    left = [text.get_text() for text in placed]
+    for text in placed:
+        text.set_path_effects([halo()])
+        margins = [
+            min(p - c[0], c[-1] - p) / (c[-1] - c[0])
+            for p, c in zip(text.get_position(), (x, y), strict=True)
+        ]
+        if min(margins) < 0.03 and left.count(text.get_text()) > 1:
+            left.remove(text.get_text())
+            text.remove()
 
 
 def level_texts(levels: np.ndarray) -> list[str]:
