@@ -146,8 +146,8 @@ def sharpness(
     One step is the first-order ascent step of sharpness-aware minimisation (SAM), δ = radius · s⊙∇f/|s⊙∇f|, and with
     ``scale="elementwise"`` that of its adaptive form (ASAM). More steps are projected gradient ascent on the mean loss
     over all data, with normalised gradients and steps of radius/√k, k = 1, 2, …, and the largest loss met on the way
-    counts, so more steps never give less. Both are *lower bounds* of the maximum, which no method finds for a net: more steps and restarts
-    raise them. At an exact critical point the first-order step is 0 and so is its number; restarts leave such points.
+    counts, so more steps never give less. Both are *lower bounds* of the maximum, which no method finds for a net. At
+    an exact critical point the first-order step is 0 and so is its number; restarts leave such points.
 
     Args:
         loss_fn: f, ``(params, batch) -> loss``, the mean over the examples of the batch.
