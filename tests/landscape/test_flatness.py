@@ -144,7 +144,7 @@ def test_batches_leave_the_mean_and_give_an_error():
     assert whole.batch_error is None
     # The values of the batches are c_b times one number, c_b the mean of 3, 3 and 1 factors.
     factors, shares = np.array([1.0, 0.8, 1.6]), np.array([3, 3, 1]) / 7
-    expected = whole.mean * np.sqrt(1.5 * np.sum((shares * (factors - 1)) ** 2))
+    expected = whole.mean * np.sqrt(np.sum((shares * (factors - 1)) ** 2) / (1 - np.sum(shares**2)))
     np.testing.assert_allclose([cut.batch_error, loaded.batch_error], expected, rtol=1e-4)
     np.testing.assert_allclose(cut.standard_error, np.hypot(cut.probe_error, cut.batch_error), rtol=1e-6)
 
@@ -160,7 +160,7 @@ def test_one_step_is_the_step_of_sam_and_asam(scale):
     cut = landscape.sharpness(quadratic, POINT, DATA, radius=0.2, scale=scale, batch_size=3)
     np.testing.assert_allclose(cut.mean, expected, rtol=1e-5)
     factors, shares = np.array([1.0, 0.8, 1.6]), np.array([3, 3, 1]) / 7
-    error = expected * np.sqrt(1.5 * np.sum((shares * (factors - 1)) ** 2))
+    error = expected * np.sqrt(np.sum((shares * (factors - 1)) ** 2) / (1 - np.sum(shares**2)))
     np.testing.assert_allclose(cut.batch_error, error, rtol=1e-4)
 
 

@@ -209,7 +209,7 @@ def test_batches_leave_the_mean_and_give_an_error(method):
     assert whole.batch_error is None
     factors, shares = np.array([1.0, 0.8, 1.6]), np.array([3, 3, 1]) / 7
     slope = (closed_form(1.01 * curvatures, x, 0.5, 0.5) - closed_form(0.99 * curvatures, x, 0.5, 0.5)) / 0.02
-    expected = abs(slope) * np.sqrt(1.5 * np.sum((shares * (factors - 1)) ** 2))
+    expected = abs(slope) * np.sqrt(np.sum((shares * (factors - 1)) ** 2) / (1 - np.sum(shares**2)))
     assert cut.batch_error == pytest.approx(expected, rel=0.1)
     assert cut.standard_error == pytest.approx(np.hypot(cut.probe_error, cut.batch_error), rel=1e-5)
     loader = lambda: iter([rows[:3], rows[3:6], rows[6:]])
