@@ -220,3 +220,23 @@ def test_bad_input(regression):
         landscape.connect(well, start, end, None, 0, batch_size=2, **arguments)
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         landscape.connect(well, start, end, None, 0, **arguments | {"num_steps": 0})
+
+
+def test_everything_runs_inside_an_outer_jit(regression):
+    """Trained and measured in one program, with the seed, the ends and the data as its arguments."""
+    data, start, end = regression
+
+    @jax.jit
+    def run(start, end, data, key):
+        arguments = {"optimizer": optax.sgd(0.05), "num_steps": 5, "batch_size": 8}
+        curve = landscape.connect(squares, start, end, data, key, **arguments)
+        return curve, landscape.barrier(squares, start, end, control=curve.control, data=data, batch_size=25)
+
+    curve, barrier = run(start, end, data, jax.random.key(5))
+    plain = landscape.connect(
+        squares, start, end, data, 5, optimizer=optax.sgd(0.05), num_steps=5, batch_size=8
+    )
+    np.testing.assert_allclose(curve.control, plain.control, rtol=1e-5)
+    again = landscape.barrier(squares, start, end, control=plain.control, data=data, batch_size=25)
+    np.testing.assert_allclose(barrier.mean, again.mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(barrier.batch_error, again.batch_error, rtol=1e-3, atol=1e-5)

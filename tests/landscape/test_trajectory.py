@@ -87,10 +87,10 @@ def test_a_random_walk_looks_two_dimensional(center, limit):
 
 
 def test_a_share_far_below_float32_of_the_first_is_found():
-    """An ellipse 1e5 times as long as it is wide, in 5,000 dimensions; shares 1 and 1e-10."""
+    """Axes of lengths 1, 1e-5 and 5e-6 in 5,000 dimensions: shares 1e-10 and less, which the Gram matrix loses."""
     angles = np.linspace(0.0, 2 * np.pi, 33)[:-1]
-    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(5_000, 2)))[0]
-    rows = np.stack([np.cos(angles), 1e-5 * np.sin(angles)], axis=1) @ axes.T
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(5_000, 3)))[0]
+    rows = np.stack([np.cos(angles), 1e-5 * np.sin(angles), 5e-6 * np.sin(2 * angles)], axis=1) @ axes.T
     plane, explained = landscape.pca_plane(jnp.asarray(rows, jnp.float32), center=jnp.zeros(5_000))
     second = np.asarray(plane.directions[1], np.float64)
     assert abs(second @ axes[:, 1]) > 1 - 1e-3
@@ -108,11 +108,14 @@ def test_squares_neither_overflow_nor_vanish(scale):
 
 
 def test_mean_of_small_motion_far_from_zero():
-    """Steps of 1 at 1e6: the offsets are whole numbers, exact in float32, and the mean must keep them."""
-    rows = 1e6 + np.array([[0, 0], [8, 0], [8, 4], [0, 4]], np.float32)
+    """Whole numbers at 1.6e7, exact in float32, whose sum is not: the mean must keep their digits.
+
+    (1, 0), (2, 3), (3, 0), a hundred times over: squared deviations 2 along the first axis to 6 along the second.
+    """
+    rows = 1.6e7 + np.tile(np.array([[1, 0], [2, 3], [3, 0]], np.float32), (100, 1))
     plane, explained = landscape.pca_plane(jnp.asarray(rows), center="mean")
-    np.testing.assert_array_equal(plane.origin, [1e6 + 4, 1e6 + 2])
-    np.testing.assert_allclose(explained, [0.8, 0.2], rtol=1e-6)
+    np.testing.assert_array_equal(plane.origin, [1.6e7 + 2, 1.6e7 + 1])
+    np.testing.assert_allclose(explained, [0.75, 0.25], rtol=1e-6)
 
 
 def test_half_precision_keeps_its_dtype():

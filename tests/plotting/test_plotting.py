@@ -240,7 +240,8 @@ def test_style_holds_inside_and_leaves_nothing_behind():
 
 
 @pytest.mark.parametrize("vector", ["pdf", "svg"])
-def test_files_in_both_forms_are_readable_reproducible_and_whole(tmp_path, vector):
+def test_files_in_both_forms_are_readable_reproducible_and_whole(tmp_path, vector, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")  # the date that would be written, were there one
     figure = Figure(figsize=(3, 2))
     figure.subplots().plot([0, 1], label="u")
     stem = tmp_path / "new" / "slice v1.2"
@@ -250,6 +251,7 @@ def test_files_in_both_forms_are_readable_reproducible_and_whole(tmp_path, vecto
     assert first[0].startswith(b"%PDF" if vector == "pdf" else b"<?xml")
     with Image.open(paths[1]) as image:
         assert min(image.size) > 50
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1500000000")
     assert [path.read_bytes() for path in plotting.save(figure, str(stem), vector=vector, dpi=60)] == first
     assert sorted(path.name for path in stem.parent.iterdir()) == sorted(path.name for path in paths)
 
