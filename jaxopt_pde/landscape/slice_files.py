@@ -185,7 +185,7 @@ def _write(path: Path, fingerprint: dict[str, str], done: int, parts: dict[str, 
 def _read(path: Path, fingerprint: dict[str, str], total: int) -> tuple[int, dict[str, np.ndarray]]:
     """The points done and their parts; raises if the file is damaged or of other arguments."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         found = json.loads(str(arrays.pop(_FINGERPRINT)))
         done = int(arrays.pop(_POINTS))
