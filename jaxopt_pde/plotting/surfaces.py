@@ -36,8 +36,8 @@ def surface(
         values: [len(a), len(b)], an array or an estimate, of which the mean is drawn. Holes where it is not finite.
         ceiling: the surface ends at this height, so that exploding corners do not flatten the rest; None to show all.
         levels: of the contours on the floor, increasing; None for :func:`contour_levels`, empty for none.
-        limits: (lowest, highest) of heights and colours; None for those of the values. Give the same to panels to be
-            compared.
+        limits: (lowest, highest) of heights and colours, the highest a ceiling too; None for those of the values. Give
+            the same to panels to be compared.
         elevation: of the eye above the plane, in degrees.
         azimuth: of the eye around it, in degrees.
 
@@ -62,27 +62,25 @@ def surface(
         msg = f'ax must be three-dimensional, from add_subplot(projection="3d"), got {ax!r}.'
         raise TypeError(msg)
     x, y, z = as_grid(coordinates, values)
+    low, high = float(z.min()), float(z.max())
+    if limits is not None:
+        low, high = (float(limit) for limit in limits)
+        if not low < high:
+            msg = f"limits must increase, got {limits!r}."
+            raise ValueError(msg)
     if ceiling is not None:
         _validate.check_finite("ceiling", ceiling)
-        if ceiling <= z.min():
-            msg = f"ceiling must be above the least value, {z.min():g}, got {ceiling!r}."
+        if not ceiling > max(low, z.min()):
+            msg = f"ceiling must be above the least value, {max(low, z.min()):g}, got {ceiling!r}."
             raise ValueError(msg)
-    low, high = (
-        (float(z.min()), float(z.max() if ceiling is None else min(z.max(), ceiling)))
-        if limits is None
-        else (float(limit) for limit in limits)
-    )
-    if limits is not None and not low < high:
-        msg = f"limits must increase, got {limits!r}."
-        raise ValueError(msg)
+        high = min(high, float(ceiling))
     if not low < high:
         high = low + 1.0  # a plain
     light = LightSource(azdeg=225.0, altdeg=50.0)
     # Slopes as the eye sees them: all three axes of the box have comparable lengths.
     step_x, step_y = 2.0 / (len(x) - 1), 2.0 / (len(y) - 1)
-    top = high if ceiling is None else float(ceiling)
-    shown = _cut(z, top) if ceiling is not None else z
-    z = np.ma.minimum(z, top)
+    shown = _cut(z, high) if z.max() > high else z
+    z = np.ma.minimum(z, high)
     relief = (z.filled(high) - low) / (high - low)
     colours = light.shade_rgb(
         colormaps["viridis"](Normalize(low, high)(z.filled(high)))[..., :3],
@@ -95,8 +93,9 @@ def surface(
     )  # fmt: skip
     floor = low - 0.35 * (high - low)
     levels = contour_levels(z.compressed()) if levels is None and z.min() < z.max() else levels
-    if levels is not None and len(levels):
-        levels = as_levels(levels)
+    levels = as_levels(levels) if levels is not None and len(levels) else np.zeros(0)
+    levels = levels[(levels > z.min()) & (levels < z.max())]
+    if len(levels):
         ax.contour(across, up, z, levels=levels, colors=PALE, linewidths=0.7, zdir="z", offset=floor)
     ax.set_zlim(floor, high)
     ax.view_init(elev=elevation, azim=azimuth)
@@ -107,7 +106,7 @@ def surface(
         axis.set_major_locator(MaxNLocator(5))
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
-        axis._axinfo["grid"].update(color="#e4e4e4", linewidth=0.6)
+        getattr(axis, "_axinfo", {}).get("grid", {}).update(color="#e4e4e4", linewidth=0.6)  # no public way
     return relief
 
 

@@ -216,6 +216,8 @@ def test_flat_surfaces_and_shared_limits():
     plotting.surface(ax, (A, B), 0 * BOWL + 2.0)
     plotting.surface(ax, (A, B), BOWL, limits=(0.0, 10.0), levels=[])
     assert ax.get_zlim()[1] == 10.0
+    plotting.surface(ax, (A, B), BOWL, limits=(0.0, 3.0), levels=[4.0, 5.0])
+    assert ax.get_zlim()[1] == 3.0
 
 
 def test_style_holds_inside_and_leaves_nothing_behind():
