@@ -6,12 +6,14 @@ from .curve import Curve, curve_point, interpolate, straight_line
 from .directions import filter_normalized, random_directions
 from .estimate import Estimate
 from .flatness import expected_sharpness, sharpness
+from .hutchinson import trace
 from .local_entropy import local_entropy
 from .plane import Plane, plane_through, project
 from .relaxation import Relaxation
 from .slice_files import resumable_slice
 from .slices import slice
-from .spectrum import exact_spectrum, top_eigenvalues, top_eigenvectors, trace
+from .spectral_density import SpectralDensity, spectral_density
+from .spectrum import exact_spectrum, top_eigenvalues, top_eigenvectors
 from .trajectory import Recording, TrajectoryPlane, pca_plane, record
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Plane",
     "Recording",
     "Relaxation",
+    "SpectralDensity",
     "TrajectoryPlane",
     "barrier",
     "connect",
@@ -40,6 +43,7 @@ __all__ = [
     "resumable_slice",
     "sharpness",
     "slice",
+    "spectral_density",
     "straight_line",
     "top_eigenvalues",
     "top_eigenvectors",
