@@ -13,8 +13,8 @@ from .. import _validate
 from .._arithmetic import cast_up, dot, squared_norm
 from .._sharding import check_axis_sharding
 from .._typing import Params
-from ..smoothing._kernel import scalar_dtype
 from ._batches import Batches, Loader, make_batches
+from ._perturbations import scalar_dtype
 from .relaxation import Relaxation
 
 __all__ = ["Arguments", "check_arguments"]

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Key
 from .. import _validate
 from .._arithmetic import add_scaled, cast_like, cast_up
 from .._typing import Params
-from ..smoothing._kernel import scalar_dtype
 from ._batches import Batches, batch_error, each_batch
+from ._perturbations import scalar_dtype
 from ._slice_arguments import Arguments, check_arguments
 from .estimate import Estimate
 from .relaxation import Relaxation, perturbation, relax_on_grid, summarize
