@@ -155,7 +155,7 @@ def climb(
 
 
 def _drift(place: _Place, beta, rho, dtype) -> Params:
-    """Our (1 − ρ) g, cut to the length of the noise, √(1 − ρ²) √d."""
+    """The drift (1 − ρ) g, cut to the length of the noise, √(1 − ρ²) √d."""
     dimension = sum(leaf.size for leaf in jax.tree.leaves(place.position))
     length = (1 - rho) * beta * jnp.sqrt(squared_norm(place.gradient, dtype))
     reach = jnp.sqrt((1 - rho**2) * dimension)
