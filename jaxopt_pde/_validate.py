@@ -59,11 +59,12 @@ def check_finite(name: str, value: Any) -> None:
         _check_number(name, value, math.isfinite(value), "finite")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raises unless ``value`` is a positive finite number (or is not a concrete number)."""
+def check_positive(name: str, value: Any, *, or_infinite: bool = False) -> None:
+    """Raises unless ``value`` is a positive finite number, or +∞ if that is a limit (or is not a concrete number)."""
     _check_is_scalar(name, value)
     if _is_number(value):
-        _check_number(name, value, math.isfinite(value) and value > 0, "positive and finite")
+        accepted = value > 0 and (or_infinite or math.isfinite(value))
+        _check_number(name, value, accepted, "positive" if or_infinite else "positive and finite")
 
 
 def check_nonnegative(name: str, value: Any) -> None:

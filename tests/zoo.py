@@ -27,6 +27,8 @@ class Entry(NamedTuple):
         outer: wraps the factory's result, for factories that emit a gradient.
         rosenbrock: whether it claims to reach Rosenbrock's minimiser, with these arguments.
         loop: the argument that counts the gradients of one update (of one chain).
+        replicas: copies of the model that the visible params hold on a leading axis, 0 for none; ``make`` then gives
+            :func:`replicated`, so that every row of the contract reads as for one model.
     """
 
     factory: Callable[..., optax.GradientTransformation]
@@ -38,9 +40,15 @@ class Entry(NamedTuple):
     relaxed: bool = True
     extra: Callable[[Any], dict[str, Any]] = lambda gradient: {}
     scheduled: str = "smoothing_time"
+    replicas: int = 0
 
     def make(self, **changes) -> optax.GradientTransformationExtraArgs:
         return self.outer(self.factory(**{**self.arguments, **changes}))
+
+    @property
+    def chains(self) -> int:
+        """Chains of one update, each told its number as ``InnerStep.chain``."""
+        return self.replicas or self.arguments.get("num_chains", 1)
 
     @property
     def gradients(self) -> int:
@@ -54,6 +62,48 @@ class Entry(NamedTuple):
     def heated(self, temperature: float) -> dict[str, float]:
         """The temperature as an argument, or nothing for a method without noise of its own."""
         return {"temperature": temperature} if "temperature" in self.factory.__annotations__ else {}
+
+
+class ReplicatedState(NamedTuple):
+    """State of :func:`replicated`; it shows what the rows of the contract look for in a state."""
+
+    inner: Any
+    copies: Any
+
+    notfinite_count = property(lambda self: self.inner.notfinite_count)
+    outer_count = property(lambda self: self.inner.outer_count)
+    outer = property(lambda self: self.inner.outer)
+
+
+REPLICAS = 2
+
+
+def replicated(tx):
+    """An optimiser of replicas as one of a single model, whose update is the mean of theirs.
+
+    They start a quarter below and above, so that there is something to couple. One-gradient forms get the gradient of
+    each from the extra argument ``gradient_of_each`` that :func:`call` passes.
+    """
+    factors = (0.75, 1.25)
+
+    def spread(leaf):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jnp.zeros((REPLICAS, *leaf.shape), leaf.dtype)
+        scale = jnp.asarray(factors).reshape(-1, *[1] * leaf.ndim)
+        return (scale * leaf[None]).astype(leaf.dtype)
+
+    def init(params):
+        copies = jax.tree.map(spread, params)
+        return ReplicatedState(tx.init(copies), copies)
+
+    def update(updates, state, params=None, *, gradient_of_each=None, **extra):
+        copies = None if params is None else state.copies
+        gradients = copies if gradient_of_each is None else jax.vmap(gradient_of_each)(copies)
+        steps, inner = tx.update(gradients, state.inner, copies, **extra)
+        mean = jax.tree.map(lambda s: jnp.mean(s.astype(jnp.float32), axis=0).astype(s.dtype), steps)
+        return mean, ReplicatedState(inner, optax.apply_updates(copies, steps))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 _INNER = {"smoothing_time": 1.0, "inner_learning_rate": 0.1, "temperature": 1e-8, "num_steps": 10}
@@ -144,6 +194,36 @@ ZOO = RULES | {
         },
         lambda gradient: {},
         "learning_rate",
+    ),
+    "two_time_scale": _rule(
+        jaxopt_pde.two_time_scale,
+        {"inner": optax.sgd(0.1, 0.5), "smoothing_time": 1.0, "averaging": 0.9},
+        lambda gradient: {},
+        "averaging",
+    ),
+    "two_time_scale-particles": Entry(
+        jaxopt_pde.two_time_scale,
+        {"inner": optax.adam(0.01), "smoothing_time": 0.1, "averaging": 0.9, "num_particles": REPLICAS},
+        False,
+        replicated,
+        relaxed=False,
+        replicas=REPLICAS,
+    ),
+    "elastic_coupling": Entry(
+        jaxopt_pde.elastic_coupling,
+        {"coupling_time": 1.0},
+        False,
+        lambda tx: replicated(optax.chain(tx, optax.sgd(0.3, 0.5))),
+        relaxed=False,
+        scheduled="coupling_time",
+        replicas=REPLICAS,
+    ),
+    "parle": Entry(
+        jaxopt_pde.parle,
+        {"learning_rate": 0.3, **_INNER, "coupling_time": 2.0, "momentum": 0.3},
+        True,
+        replicated,
+        replicas=REPLICAS,
     ),
     "entropy_sgd": Entry(
         jaxopt_pde.entropy_sgd,
@@ -256,6 +336,8 @@ def call(entry: Entry, tx, state, params, grad_fn, *, minibatch_noise=False, **e
             return grad_fn(p) + jax.random.normal(step.key, p.shape, p.dtype) if noisy else grad_fn(p)
 
         return tx.update(params, state, params, grad_fn=step_grad_fn, **extra)
+    if entry.replicas:
+        return tx.update(params, state, params, gradient_of_each=grad_fn, **extra)
     gradient = grad_fn(params)
     return tx.update(gradient, state, params, **{**entry.extra(gradient), **extra})
 
@@ -273,7 +355,8 @@ def train(entry: Entry, tx, params, grad_fn, num_updates: int, **extra):
         return jax.lax.scan(body, (params, tx.init(params)), length=num_updates)[0]
 
     params, state = run(params)
-    return jaxopt_pde.eval_params(state, params), (params, state)
+    visible = state.copies if entry.replicas else params
+    return jaxopt_pde.eval_params(state, visible), (params, state)
 
 
 def parabola(dtype=jnp.float32):

@@ -20,6 +20,10 @@ from .hopf_lax import hopf_lax_sgd as hopf_lax_sgd
 from .hyperparameters import injectable as injectable
 from .local_entropy import entropy_sgd as entropy_sgd
 from .local_entropy import local_entropy_gradient as local_entropy_gradient
+from .replicas import ElasticState as ElasticState
+from .replicas import ParleState as ParleState
+from .replicas import elastic_coupling as elastic_coupling
+from .replicas import parle as parle
 from .signal_to_noise import SignalToNoiseState as SignalToNoiseState
 from .signal_to_noise import scale_by_signal_to_noise as scale_by_signal_to_noise
 from .space_adaptive import SpaceAdaptiveState as SpaceAdaptiveState
@@ -29,6 +33,8 @@ from .stepwise import StepwiseState as StepwiseState
 from .stepwise import entropy_sgd_stepwise as entropy_sgd_stepwise
 from .target_level import TargetLevelState as TargetLevelState
 from .target_level import target_level as target_level
+from .two_time_scale import TwoTimeScaleState as TwoTimeScaleState
+from .two_time_scale import two_time_scale as two_time_scale
 
 __all__ = [
     "AcceleratedState",
@@ -37,16 +43,20 @@ __all__ = [
     "BatchSizeState",
     "CertaintyEquivalentState",
     "ControlledState",
+    "ElasticState",
     "GradientNoise",
+    "ParleState",
     "RelaxedState",
     "SignalToNoiseState",
     "SpaceAdaptiveState",
     "StepwiseState",
     "TargetLevelState",
+    "TwoTimeScaleState",
     "accelerated_sgd",
     "adaptive_batch",
     "batch_size_controller",
     "controlled_sgd",
+    "elastic_coupling",
     "entropy_sgd",
     "entropy_sgd_stepwise",
     "eval_params",
@@ -55,9 +65,11 @@ __all__ = [
     "hopf_lax_sgd",
     "injectable",
     "local_entropy_gradient",
+    "parle",
     "scale_by_certainty_equivalent",
     "scale_by_signal_to_noise",
     "scale_by_space_adaptive",
     "space_adaptive_sgd",
     "target_level",
+    "two_time_scale",
 ]

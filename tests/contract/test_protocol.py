@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import jaxopt_pde
+from tests import zoo
 from tests.zoo import ZOO, call, names, parabola, train
 
 every = pytest.mark.parametrize("name", ZOO)
@@ -124,7 +125,7 @@ def test_optax_inject_hyperparams_needs_only_the_loop_lengths_static(name):
     entry, (params, grad_fn, _) = ZOO[name], parabola()
     static = {"num_steps", "num_chains", "num_samples", "sample_batch_size", "outer", "accumulator_dtype"}
     static |= {"averaging", "momentum", "inner", "window", "patience", "max_microbatches", "min_microbatches"}
-    static |= {"control"}  # a function, which is no schedule
+    static |= {"control", "num_particles"}  # a function, which is no schedule
     static &= set(entry.factory.__annotations__)
     injected = entry.outer(optax.inject_hyperparams(entry.factory, static_args=static)(**entry.arguments))
     expected, _ = train(entry, entry.make(), params, grad_fn, 25)
@@ -136,10 +137,12 @@ def test_optax_inject_hyperparams_needs_only_the_loop_lengths_static(name):
 def test_injected_hyperparameters_are_read_from_the_state(name):
     """Setting the smoothing time (or another argument) in the state has the effect of constructing with it."""
     entry, (params, grad_fn, _) = ZOO[name], parabola()
-    tx = jaxopt_pde.injectable(entry.factory)(**entry.arguments)
+    outer = zoo.replicated if entry.replicas else lambda tx: tx
+    tx = outer(jaxopt_pde.injectable(entry.factory)(**entry.arguments))
     state = tx.init(params)
-    state.hyperparams[entry.scheduled] = jnp.array(0.25)
-    other = entry.factory(**{**entry.arguments, entry.scheduled: 0.25})
+    injected = state.inner if entry.replicas else state
+    injected.hyperparams[entry.scheduled] = jnp.array(0.25)
+    other = outer(entry.factory(**{**entry.arguments, entry.scheduled: 0.25}))
     updates, _ = call(entry, tx, state, params, grad_fn)
     expected, _ = call(entry, other, other.init(params), params, grad_fn)
     chex.assert_trees_all_close(updates, expected, rtol=1e-5)
@@ -206,7 +209,7 @@ SCHEDULED += [
     "initial_gap",
     "long_step_ratio",
 ]
-SCHEDULED += ["statistical_advantage"]
+SCHEDULED += ["statistical_advantage", "coupling_time"]
 
 
 @pytest.mark.parametrize(
@@ -318,7 +321,9 @@ def test_eval_params_has_the_shapes_of_params(name):
 @every
 def test_a_zero_learning_rate_stays_and_is_finite(name):
     entry, (params, grad_fn, _) = ZOO[name], parabola()
-    if "inner" in entry.arguments:
+    if entry.factory is jaxopt_pde.two_time_scale:  # last in a chain
+        tx = entry.make(inner=optax.sgd(0.0))
+    elif "inner" in entry.arguments:
         tx = optax.chain(entry.make(), optax.scale(0.0))
     elif "max_learning_rate" in entry.arguments:
         tx = entry.make(max_learning_rate=0.0)
@@ -328,5 +333,6 @@ def test_a_zero_learning_rate_stays_and_is_finite(name):
         tx = entry.make(outer=optax.sgd(0.0))
     else:
         tx = optax.chain(entry.factory(**entry.arguments), optax.sgd(0.0))
+        tx = zoo.replicated(tx) if entry.replicas else tx
     reached, _ = train(entry, tx, params, grad_fn, 30)
     chex.assert_trees_all_close(reached, params, atol=1e-6)

@@ -73,7 +73,7 @@ def test_the_keys_given_to_grad_fn_are_all_different(name):
     for _ in range(2):
         _, state = tx.update(params, state, params, grad_fn=grad_fn)
     jax.effects_barrier()
-    steps, chains = entry.gradients, entry.arguments.get("num_chains", 1)
+    steps, chains = entry.gradients, entry.chains
     assert len({tuple(np.ravel(k)) for k, _, _ in seen}) == 2 * steps * chains
     assert {int(s) for _, s, _ in seen} == set(range(steps))
     assert {int(c) for _, _, c in seen} == set(range(chains))
@@ -263,7 +263,7 @@ def test_units_of_loss_and_params_do_not_matter(name, log_loss, log_param):
         return  # Adam's own update has no units; the stepwise form equals the grad_fn form, tested above
     c, s = 2.0 ** round(log_loss), 2.0 ** round(log_param)
     params, grad_fn, _ = parabola()
-    times = ("smoothing_time", "inner_learning_rate")
+    times = ("smoothing_time", "inner_learning_rate", "coupling_time")
     inner = {name: entry.arguments[name] for name in times if name in entry.arguments}
     scaled = {name: value * s**2 / c for name, value in inner.items()}
     rate = entry.arguments.get("learning_rate", 0.5)
