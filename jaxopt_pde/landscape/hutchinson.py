@@ -33,7 +33,7 @@ def trace(
     ``batch_error`` from the spread over batches of the mean over probes.
 
     Args:
-        loss_fn: see :func:`top_eigenvalues`.
+        loss_fn: see :func:`~jaxopt_pde.landscape.top_eigenvalues`.
         params: see there.
         data: see there; all probes are done in one pass.
         key: a PRNG key or integer seed for the probes.

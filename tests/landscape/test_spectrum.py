@@ -83,6 +83,12 @@ def test_five_eigenvalues_of_known_spectra(name, x64):
     assert got.batch_error is None
 
 
+def test_the_second_copy_of_an_eigenvalue(x64):
+    """10, 10, 10, 7: a Krylov space holds 10 once and 7, which both converge in the first round; k = 2 is 10 and 10."""
+    run = functools.partial(landscape.top_eigenvalues, quadratic, jnp.zeros(SIZE), k=2, num_matvecs=25)
+    np.testing.assert_allclose(run(data_for(SPECTRA["repeated"]), 0).mean, 10.0, rtol=1e-4)
+
+
 def test_the_products_after_a_breakdown_are_cut_off(x64):
     """On the identity and on rank 2, T has the matrix's eigenvalues only, and weights that add up to 1."""
     start = jax.random.normal(jax.random.key(0), (SIZE,))
