@@ -111,13 +111,13 @@ def controlled_sgd(
     Example:
         f = 0, V = ½|x|², S = 1: the optimal control is x/(1 + S − s), and takes x half way to 0.
 
-        >>> import jax.numpy as jnp, optax, jaxopt_pde
+        >>> import jax, jax.numpy as jnp, optax, jaxopt_pde
         >>> control = lambda x, time, key: x / (2.0 - time)
         >>> tx = jaxopt_pde.controlled_sgd(0.01, control, horizon=1.0)
         >>> params = jnp.array([1.0, -2.0])
-        >>> state = tx.init(params)
+        >>> state, update = tx.init(params), jax.jit(tx.update)
         >>> for _ in range(120):
-        ...     updates, state = tx.update(jnp.zeros(2), state, params)
+        ...     updates, state = update(jnp.zeros(2), state, params)
         ...     params = optax.apply_updates(params, updates)
         >>> print(params.round(3), state.time.round(3))
         [ 0.5 -1. ] 1.2

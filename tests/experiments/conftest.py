@@ -1,6 +1,7 @@
-"""The tiny experiment of ``walk.py``, put on the path of the package ``experiments`` for the runner's tests."""
+"""Smoke runs made once; the tiny experiment of ``walk.py``, on the path of ``experiments`` for the runner's tests."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 import experiments
+from experiments import _run
 from experiments.__main__ import load
 
 ROOT = Path(experiments.__file__).parents[1]
@@ -43,6 +45,25 @@ class Source(NamedTuple):
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """The stored run of an experiment's SMOKE by its name: made once, by whichever worker asks for it first."""
+    own = tmp_path_factory.mktemp("smoke", numbered=False)
+    several = "PYTEST_XDIST_WORKER" in os.environ
+
+    def execute(name):
+        module = load(name)
+        where = Path("smoke", name, _run.config_hash(name, module.SMOKE))
+        for worker in own.parent.parent.iterdir() if several else [own.parent]:
+            try:
+                return _run.read_record(worker / where)
+            except _run.StoreError:  # not there, or not finished: two workers may make the same at once
+                continue
+        return _run.execute(name, module, module.SMOKE, results_dir=own)
+
+    return execute
 
 
 @pytest.fixture(scope="session")

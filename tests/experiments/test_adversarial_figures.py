@@ -39,8 +39,8 @@ def test_the_objective_has_the_gradient_of_the_fused_route():
 
 
 @pytest.fixture(scope="module")
-def curves():
-    return adversarial_curves.run(CONFIG)
+def curves(smoke):
+    return smoke("adversarial_curves").results
 
 
 def test_each_setting_weighs_the_terms_of_its_defence():

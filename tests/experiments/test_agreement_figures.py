@@ -40,8 +40,8 @@ def test_order_of_a_power_is_found_and_rounding_left_out():
 
 
 @pytest.fixture(scope="module")
-def bending():
-    return semiconcavity.run(semiconcavity.SMOKE)
+def bending(smoke):
+    return smoke("semiconcavity").results
 
 
 def test_no_bound_is_violated_beyond_the_quadrature(bending):

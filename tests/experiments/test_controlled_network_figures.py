@@ -13,8 +13,8 @@ from jaxopt_pde import control
 
 
 @pytest.fixture(scope="module")
-def trained():
-    return csgd_network.run(csgd_network.SMOKE)
+def trained(smoke):
+    return smoke("csgd_network").results
 
 
 def test_rollouts_are_counted_as_gradients(trained):

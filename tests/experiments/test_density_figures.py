@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import csgd_double_well, fokker_planck
+from experiments import fokker_planck
 from experiments._histograms import bin_masses, expected_distance, histogram, wilson
 
 
@@ -17,8 +17,8 @@ def density():
 
 
 @pytest.fixture(scope="module")
-def controlled():
-    return csgd_double_well.run(csgd_double_well.SMOKE)
+def controlled(smoke):
+    return smoke("csgd_double_well").results
 
 
 def test_histograms_fit_the_density(density):

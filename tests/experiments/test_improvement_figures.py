@@ -27,8 +27,8 @@ def assert_the_identity(results):
 
 
 @pytest.fixture(scope="module")
-def quadratic():
-    return csgd_improvement.run(SMOKE)
+def quadratic(smoke):
+    return smoke("csgd_improvement").results
 
 
 def test_the_identity_holds_for_the_closed_form_and_no_multiple_of_it(quadratic):

@@ -21,8 +21,8 @@ def convergence():
 
 
 @pytest.fixture(scope="module")
-def certified():
-    return certificates.run(certificates.SMOKE)
+def certified(smoke):
+    return smoke("certificates").results
 
 
 def test_the_error_is_below_the_bound_for_every_sample_and_attains_it(convergence):

@@ -14,9 +14,8 @@ every_experiment = pytest.mark.parametrize("name", list(discover()))
 
 
 @every_experiment
-def test_smoke_gives_finite_arrays_and_a_figure(name, tmp_path):
-    module = load(name)
-    record = _run.execute(name, module, module.SMOKE, results_dir=tmp_path)
+def test_smoke_gives_finite_arrays_and_a_figure(name, smoke):
+    module, record = load(name), smoke(name)
     assert record.results
     for key, array in record.results.items():
         if np.issubdtype(array.dtype, np.number) and key not in getattr(module, "NOT_FINITE", ()):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import minibatch_gradients, rate_constants, salr_quadratic
+from experiments import rate_constants, salr_quadratic
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def test_error_tends_to_its_limit(quadratics):
     assert np.all(np.abs(gap) < 4 * quadratics["scaled_error"][:, -1] + 0.02)
 
 
-def test_no_configuration_is_below_the_proved_constant():
-    results = rate_constants.run(rate_constants.SMOKE)
+def test_no_configuration_is_below_the_proved_constant(smoke):
+    results = smoke("rate_constants").results
     assert results["provable_score"].max() < results["critical"]
     assert np.all(results["provable_sure"] < 1 + 1e-9)
     isotropic = results["smoothness"] == results["strong_convexity"]
@@ -69,8 +69,8 @@ def test_control_variate_leaves_the_mean_and_lowers_the_error():
     np.testing.assert_allclose(error, 0.1 / np.sqrt(4000), rtol=0.1)
 
 
-def test_measured_noise_and_step_are_the_exact_ones():
-    results = minibatch_gradients.run(minibatch_gradients.SMOKE)
+def test_measured_noise_and_step_are_the_exact_ones(smoke):
+    results = smoke("minibatch_gradients").results
     np.testing.assert_allclose(results["measured_noise"], results["noise"], rtol=0.15)
     np.testing.assert_allclose(np.linalg.norm(results["gradient"], axis=1), results["distance"], rtol=1e-6)
     expected = (1 - results["rate"]) * results["distance"] ** 2
