@@ -9,7 +9,8 @@ title and introduction. It has
 - ``run(config, session=NULL_SESSION)``: a dict of arrays, a pure function of the config;
 - ``figure(results)``: a Matplotlib figure.
 
-It may have ``table(results)``, which returns headers and rows of strings, ``NOT_FINITE``, the names of the
+It may have ``table(results)``, which returns headers and rows of strings, ``files(results)``, which returns the bytes
+of further files by their names, written beside the results, ``NOT_FINITE``, the names of the
 arrays that may hold infinities or NaN, and ``NOT_REPRODUCIBLE``, the names of those with measured times (the
 tests refuse the one and the other elsewhere).
 

@@ -201,7 +201,7 @@ def rich_display(console: rich.console.Console) -> Iterator[_run.Display]:
 
 
 def draw(module: ModuleType, record: _run.Record) -> tuple[list[str], list[list[str]]] | None:
-    """Writes the figure (PNG, SVG) and the table of a run beside its results; returns the table, if any."""
+    """Writes figure (PNG, SVG), table and further files of a run beside its results; returns the table, if any."""
     import matplotlib as mpl
     from matplotlib import pyplot as plt
 
@@ -213,6 +213,8 @@ def draw(module: ModuleType, record: _run.Record) -> tuple[list[str], list[list[
             )
             _run.write_atomically(record.directory / f"figure.{kind}", save)
     plt.close(figure)
+    for file, content in module.files(record.results).items() if hasattr(module, "files") else ():
+        _run.write_atomically(record.directory / file, lambda stream, content=content: stream.write(content))
     if not hasattr(module, "table"):
         return None
     headers, rows = module.table(record.results)
