@@ -1,42 +1,20 @@
 """The optimisers of the bake-off, each with the space that its hyper-parameters are searched in."""
 
 import functools
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from scipy.stats import qmc
 
 import jaxopt_pde
+from experiments._bakeoff_spaces import Choice, LogUniform
 from jaxopt_pde import _validate
 
-__all__ = ["KNOWN", "Choice", "LogUniform", "Method", "candidates", "named"]
+__all__ = ["KNOWN", "Method", "named"]
 
 Hyper = dict[str, Any]
-
-
-class LogUniform(NamedTuple):
-    """Numbers between two bounds, uniform in their logarithms."""
-
-    low: float
-    high: float
-
-    def at(self, unit: np.ndarray) -> np.ndarray:
-        """Maps [0, 1) to the range."""
-        return self.low * (self.high / self.low) ** unit
-
-
-class Choice(NamedTuple):
-    """One of some numbers, each as likely."""
-
-    values: tuple[float, ...]
-
-    def at(self, unit: np.ndarray) -> np.ndarray:
-        """Maps [0, 1) to the numbers."""
-        return np.array(self.values)[(unit * len(self.values)).astype(int)]
 
 
 class Method(NamedTuple):
@@ -49,7 +27,8 @@ class Method(NamedTuple):
         num_steps: gradients of an update that follow each other.
         num_chains: gradients taken side by side at each of those.
         asks: how an update gets its gradients: one is given to it (``"gradient"``), one with the loss (``"value"``),
-            the first is given and the others asked for (``"sam"``), all are asked for (``"grad_fn"``).
+            the first is given and the others asked for (``"sam"``), all are asked for (``"grad_fn"``), one is given to
+            each of the replicas on the leading axis (``"replicas"``).
         wrap: weights -> what the optimiser moves.
         visible: what it moves -> where a gradient is taken.
         evaluated: (what it moves, state) -> weights to evaluate.
@@ -72,13 +51,6 @@ class Method(NamedTuple):
     def gradients_per_update(self) -> int:
         """Cost of an update."""
         return self.num_steps * self.num_chains
-
-
-def candidates(method: Method, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Quasi-random points of the method's own space: scrambled Halton, [count] float32 for every hyper-parameter."""
-    random = np.random.default_rng([seed, zlib.crc32(method.name.encode())])
-    unit = qmc.Halton(len(method.space), seed=random).random(count)
-    return {name: law.at(unit[:, d]).astype(np.float32) for d, (name, law) in enumerate(method.space.items())}
 
 
 def named(names: Sequence[str]) -> list[Method]:
@@ -183,15 +155,43 @@ def _hopf_lax(hyper: Hyper, updates: int, key):
     return jaxopt_pde.hopf_lax_sgd(time, time, num_steps=20, key=key, **rates)
 
 
+def _two_time_scale(particles: int | None, hyper: Hyper, updates: int, key):
+    inner = _constant(hyper, updates, key)
+    settings = {"averaging": 1 - hyper["slowness"], "num_particles": particles}
+    return jaxopt_pde.two_time_scale(inner, hyper["time_per_rate"] * hyper["rate"], **settings)
+
+
+def _elastic(hyper: Hyper, updates: int, key):
+    coupling = jaxopt_pde.elastic_coupling(hyper["coupling_per_rate"] * hyper["rate"])
+    return optax.chain(coupling, _nesterov({"rate": hyper["rate"], "momentum": 0.9}, updates, key))
+
+
+def _parle(hyper: Hyper, updates: int, key):
+    def build(time, inner_rate, num_chains, **settings):
+        del num_chains  # each of the replicas has one
+        coupling_time = hyper["coupling_per_time"] * time
+        return jaxopt_pde.parle(time, time, inner_rate, coupling_time=coupling_time, **settings)
+
+    return _local_entropy(build, 10, 1, hyper, updates, key)
+
+
+def _replicated(params):
+    """REPLICAS copies on a leading axis; what parts them is their minibatches."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (REPLICAS, *leaf.shape)), params)
+
+
 def _schedule_free_eval(moved, state):
     return optax.contrib.schedule_free_eval_params(state, moved)
 
+
+REPLICAS = 4
 
 _RATE = LogUniform(3e-3, 1.0)
 _MOMENTUM = Choice((0.8, 0.9, 0.95))
 _SMALL_RATE = LogUniform(2e-4, 3e-2)
 _DECAY = LogUniform(1e-4, 1.0)
 _ENTROPY = {"inner_rate": _RATE, "time_per_rate": LogUniform(10.0, 300.0)}
+_TWO_TIMES = {"rate": _RATE, "time_per_rate": LogUniform(10.0, 1000.0), "slowness": LogUniform(3e-3, 0.1)}
 
 KNOWN = {
     method.name: method
@@ -247,6 +247,34 @@ KNOWN = {
         Method("Entropy-Adam", {"rate": _SMALL_RATE, **_ENTROPY}, _entropy_adam, 5, 1, "grad_fn"),
         Method("heat", {"rate": _RATE, "deviation": LogUniform(1e-3, 0.1)}, _heat, 2, 1, "grad_fn"),
         Method("Hopf-Lax", _ENTROPY, _hopf_lax, 20, 1, "grad_fn"),
+        Method("two time scales, K = 1", _TWO_TIMES, functools.partial(_two_time_scale, None)),
+        Method(
+            "two time scales, K = 4",
+            _TWO_TIMES,
+            functools.partial(_two_time_scale, REPLICAS),
+            1,
+            REPLICAS,
+            "replicas",
+            _replicated,
+        ),
+        Method(
+            "Elastic-SGD",
+            {"rate": _RATE, "coupling_per_rate": LogUniform(10.0, 1000.0)},
+            _elastic,
+            1,
+            REPLICAS,
+            "replicas",
+            _replicated,
+        ),
+        Method(
+            "Parle",
+            {**_ENTROPY, "coupling_per_time": LogUniform(1.0, 100.0)},
+            _parle,
+            10,
+            REPLICAS,
+            "grad_fn",
+            _replicated,
+        ),
     )
 }
-"""All methods. One that moves replicas wraps the weights into them and evaluates their consensus."""
+"""All methods, by name."""

@@ -45,9 +45,9 @@ def _family(mlp: Spec, lenet: Spec, small: tuple[int, int]) -> dict[str, Spec]:
     return tasks
 
 
-DIGITS = Spec("digits, CNN", "digits", SmallCNN(8), (900, 350, 547), 64, 1200, 0.2)
-MNIST_1D = Spec("MNIST-1D, MLP", "mnist-1d", MLP((64, 64)), (3000, 1000, 1000), 64, 2000, 0.04)
-LANGUAGE = Spec("characters, LSTM", "language", CharLSTM(32), (2000, 200, 1000), 32, 1200, 2.0)
+DIGITS = Spec("digits, CNN", "digits", SmallCNN(8), (900, 350, 547), 64, 1200, 0.3)
+MNIST_1D = Spec("MNIST-1D, MLP", "mnist-1d", MLP((64, 64)), (3000, 1000, 1000), 64, 2000, 0.05)
+LANGUAGE = Spec("characters, LSTM", "language", CharLSTM(32), (2000, 200, 1000), 32, 800, 2.0)
 
 SMALL_MNIST = _family(
     Spec("MNIST, MLP", "mnist", MLP((100, 100)), (10_000, 2000, 5000), 64, 2000, 0.35),
@@ -73,7 +73,7 @@ PRESETS = {
     "smoke": Preset(
         {
             "mnist-1d": dataclasses.replace(
-                MNIST_1D, network=MLP((8,)), sizes=(200, 100, 100), batch_size=16, gradients=80
+                MNIST_1D, title="MNIST-1D, linear", network=MLP(()), sizes=(200, 100, 100), batch_size=16, gradients=80
             )
         },
         methods=("SGD, cosine", "SAM"),
@@ -89,7 +89,7 @@ PRESETS = {
             "char-lstm": LANGUAGE,
         },
         methods=tuple(KNOWN),
-        candidates=12,
+        candidates=10,
         seeds=6,
         reports=10,
     ),

@@ -77,6 +77,8 @@ def update(
     asked, extra = method.visible(moved), {}
     if method.asks == "grad_fn":
         gradient, extra = asked, {"grad_fn": lambda p, s: at(p, s.step, s.chain)[1]}
+    elif method.asks == "replicas":
+        _, gradient = jax.vmap(lambda p, chain: at(p, 0, chain))(asked, jnp.arange(method.num_chains))
     else:
         value, gradient = at(asked, 0, 0)
         if method.asks == "value":

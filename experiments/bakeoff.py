@@ -8,7 +8,7 @@ trainings meet the test set. Labels of validation and test are true where those 
 loss stops being finite counts as chance from there on and is never dropped. Evaluated are the weights that each
 method means to be used: averages, slow weights, anchors.
 
-The preset "cpu" tries 12 candidates and tests 6 seeds: 18 trainings of every method on every task. Measured on one
+The preset "cpu" tries 10 candidates and tests 6 seeds: 16 trainings of every method on every task. Measured on one
 core, a gradient takes 0.3 ms on the digits, 0.35 ms with the MLP on MNIST, 2 ms with its LeNet, 0.05 ms on MNIST-1D
 and 2 ms with the LSTM; `cost` multiplies these by trainings and gradients and is printed before anything runs. The
 preset "full" has the papers' networks and wants an accelerator. ``--tasks``, ``--methods``, ``--candidates``,
@@ -142,7 +142,7 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
     tasks = {name: load(name, spec) for name, spec in preset.tasks.items()}
     cells, spaces = (
         [],
-        {m.name: _bakeoff_methods.candidates(m, preset.candidates, config.seed) for m in methods},
+        {m.name: candidates(m.name, m.space, preset.candidates, config.seed) for m in methods},
     )
     with session.progress("bake-off", 2 * len(tasks) * len(methods)) as meter:
         for name, task in tasks.items():

@@ -14,6 +14,7 @@ from experiments import _bakeoff_methods as methods
 from experiments import _bakeoff_presets, _bakeoff_report, _published, _run, bakeoff
 from experiments import _bakeoff_statistics as statistics
 from experiments import _bakeoff_training as training
+from experiments._bakeoff_spaces import Choice, candidates
 from experiments._bakeoff_tasks import Spec, Task, make_task
 from experiments._markov_language import make_language
 from experiments._mnist_1d import LENGTH, mnist_1d
@@ -67,7 +68,7 @@ def test_every_gradient_is_counted_and_has_its_own_index(method):
         jax.debug.callback(lambda index: seen.append(int(index)), n)
         return jnp.sum((params["w"] - 1) ** 2) / 2, {"w": params["w"] - 1}
 
-    hyper = {name: jnp.float32(v[0]) for name, v in methods.candidates(method, 1, seed=0).items()}
+    hyper = {name: jnp.float32(v[0]) for name, v in candidates(method.name, method.space, 1, seed=0).items()}
     key, params = jax.random.key(0), {"w": jnp.zeros(3)}
 
     @jax.jit
@@ -197,25 +198,25 @@ def test_files_hold_every_report_of_every_run(lines):
 def test_candidates_fill_their_spaces():
     """Every candidate lies in its space, a logarithm's marginal is uniform, another method or seed has other points."""
     for method in methods.KNOWN.values():
-        for name, values in methods.candidates(method, 8, seed=0).items():
+        for name, values in candidates(method.name, method.space, 8, seed=0).items():
             law = method.space[name]
-            if isinstance(law, methods.Choice):
+            if isinstance(law, Choice):
                 assert set(values) <= set(np.float32(law.values))
             else:
                 assert np.all((values >= 0.999 * law.low) & (values <= 1.001 * law.high))
     sam = methods.KNOWN["SAM"]
-    law, values = sam.space["rate"], methods.candidates(sam, 64, seed=0)["rate"]
+    law, values = sam.space["rate"], candidates("SAM", sam.space, 64, seed=0)["rate"]
     unit = np.log(values / law.low) / np.log(law.high / law.low)
     # Halton's first coordinate: of 64 points exactly one in each of 64 equal intervals, scrambled or not.
     assert sorted(np.floor(64 * unit).astype(int)) == list(range(64))
-    assert not np.array_equal(values, methods.candidates(sam, 64, seed=1)["rate"])
+    assert not np.array_equal(values, candidates("SAM", sam.space, 64, seed=1)["rate"])
 
 
 def test_holm_ranks_and_paired_tests_are_those_of_the_books():
     np.testing.assert_allclose(statistics.holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_array_equal(statistics.ranks(np.array([[0.3, 0.1, 0.3]])), [[2.5, 1, 2.5]])
     np.testing.assert_array_equal(statistics.mean_ranks(np.array([[3.0, 1, 2], [1.0, 2, 3]])), [2, 1.5, 2.5])
-    errors = np.random.default_rng(0).normal(size=(3, 8)) + [[0], [1], [0]]
+    errors = np.random.default_rng(0).normal([[0], [1], [0]], size=(3, 8))
     found = statistics.paired(errors, 0)
     for name, adjusted in (("ttest_rel", found.t_test), ("wilcoxon", found.wilcoxon)):
         p = [getattr(stats, name)(row, errors[0]).pvalue for row in errors[1:]]
