@@ -34,6 +34,7 @@ from experiments import _bakeoff_methods, _run
 from experiments import _bakeoff_report as reporting
 from experiments._bakeoff_methods import Method
 from experiments._bakeoff_presets import PRESETS, Preset
+from experiments._bakeoff_spaces import candidates
 from experiments._bakeoff_tasks import make_task
 from experiments._bakeoff_training import Program, Run, Trainer
 from jaxopt_pde import _validate
@@ -140,10 +141,8 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
         print(cost(config), file=sys.stderr, flush=True)
     load = functools.partial(make_task, seed=config.seed, data_dir=config.data_dir)
     tasks = {name: load(name, spec) for name, spec in preset.tasks.items()}
-    cells, spaces = (
-        [],
-        {m.name: candidates(m.name, m.space, preset.candidates, config.seed) for m in methods},
-    )
+    cells = []
+    spaces = {m.name: candidates(m.name, m.space, preset.candidates, config.seed) for m in methods}
     with session.progress("bake-off", 2 * len(tasks) * len(methods)) as meter:
         for name, task in tasks.items():
             lanes = min(task.spec.lanes, preset.candidates, preset.seeds)
