@@ -161,6 +161,41 @@ def test_the_batch_norm_guide_runs_in_both_forms():
     chex.assert_trees_all_equal(names["batch_stats"], again)
 
 
+def test_the_landscape_guide_runs_as_printed(tmp_path, monkeypatch):
+    """Linen, nnx and a plain function: centre of the slice, eigenvalues, relaxed minimum as computed directly."""
+    import flax.linen
+    import matplotlib.pyplot as plt
+    from flax import nnx
+
+    linen_block, nnx_block, function_block, drawing_block = blocks("docs/guides/landscapes.md", "python")
+    images = jax.random.normal(jax.random.key(0), (200, 2))
+    names = {"images": images, "labels": jnp.int32(images.sum(1) > 0), "model": flax.linen.Dense(3)}
+    exec(linen_block, names)
+    whole = (names["images"], names["labels"])
+    centre = names["plane"].mean[5, 5]
+    np.testing.assert_allclose(centre, names["loss"](names["params"], whole), rtol=1e-5)
+    assert names["plane"].batch_error.shape == (11, 11)
+
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    names["model"] = model
+    exec(nnx_block, names)
+    kernel, bias = model.kernel.get_value(), model.bias.get_value()
+
+    def loss(flat):
+        logits = images @ flat[:6].reshape(2, 3) + flat[None, 6:]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, names["labels"]).mean()
+
+    hessian = jax.hessian(loss)(jnp.concatenate([kernel.ravel(), bias]))
+    np.testing.assert_allclose(names["largest"].mean, jnp.linalg.eigvalsh(hessian)[:-4:-1], rtol=1e-4)
+
+    exec(function_block, names)
+    assert float(names["f"].min()) < float(names["u"].min()) < float(names["f"].min()) + 0.2
+    monkeypatch.chdir(tmp_path)
+    exec(drawing_block, names)
+    plt.close(names["figure"])
+    assert all((tmp_path / f"landscape.{kind}").stat().st_size > 1000 for kind in ("pdf", "png"))
+
+
 def test_ci_runs_the_readmes_commands():
     commands = [line for block in blocks("README.md", "sh") for line in block.splitlines()]
     assert commands[:2] == [
