@@ -51,7 +51,7 @@ LANGUAGE = Spec("characters, LSTM", "language", CharLSTM(32), (2000, 200, 1000),
 
 SMALL_MNIST = _family(
     Spec("MNIST, MLP", "mnist", MLP((100, 100)), (10_000, 2000, 5000), 64, 2000, 0.35),
-    Spec("MNIST, LeNet", "mnist", LeNet(channels=(6, 12), hidden=48), (10_000, 2000, 2000), 32, 800, 2.0),
+    Spec("MNIST, LeNet", "mnist", LeNet(channels=(6, 12), hidden=48), (10_000, 1000, 2000), 32, 800, 2.0),
     small=(1200, 400),
 )
 LARGE_MNIST = _family(
@@ -89,7 +89,7 @@ PRESETS = {
             "char-lstm": LANGUAGE,
         },
         methods=tuple(KNOWN),
-        candidates=10,
+        candidates=8,
         seeds=6,
         reports=10,
     ),

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import importlib.metadata
 import io
-import json
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,7 +27,7 @@ COLUMNS = {
     "seconds": "measured time of a run so far, batched, without compiling and evaluating",
     "error": "share misclassified, nats per character for texts; chance level from where the run diverged",
     "loss": "mean cross-entropy of the same examples, nats",
-    "train_loss": "of up to 1,000 training examples with the labels that are trained on, nats",
+    "train_loss": "of up to 500 training examples with the labels that are trained on, nats",
     "diverged": "whether a loss was not finite up to here",
 }
 
@@ -36,7 +35,7 @@ COLUMNS = {
 def manifest(config, preset, methods) -> dict:
     """What was run: settings, tasks, spaces of the methods, seeds, versions, meaning of the columns."""
     packages = ("jaxopt_pde", "jax", "jaxlib", "optax", "flax", "numpy", "scipy")
-    spec = lambda task: dataclasses.asdict(task) | {"network": repr(task.network)}
+    spec = lambda task: dataclasses.asdict(task) | {"network": " ".join(repr(task.network).split())}
     law = lambda l: f"one of {l.values}" if hasattr(l, "values") else f"log-uniform in {(l.low, l.high)}"
     return {
         "what": "Optimisers compared at equal numbers of minibatch gradients: experiments/bakeoff.py",
@@ -109,7 +108,7 @@ def table(results: _run.Arrays) -> tuple[list[str], list[list[str]]]:
     """Mean ranks; then each task's errors, paired differences and costs; then what papers printed."""
     headers = [
         "task", "method", "rank", "test error", "less SGD, cosine (Holm p)", "less SAM (Holm p)",
-        "gradients to target", "seconds to target", "ms a gradient", "diverged, tuning and test", "hyper-parameters",
+        "to target: gradients, seconds", "ms a gradient", "diverged: tuning, test",
     ]  # fmt: skip
     names, final = list(map(str, results["method"])), results["test_error"][..., -1]
     mean, rows = mean_ranks(final.mean(-1)), []
@@ -120,7 +119,6 @@ def table(results: _run.Arrays) -> tuple[list[str], list[list[str]]]:
         place, differences = ranks(final[t].mean(-1)[None])[0], _differences(results, t, errors)
         spent = _to_target(results, t)
         for m in np.argsort(place, kind="stable"):
-            point = json.loads(str(results["hyperparameters"][t, m, results["chosen"][t, m]]))
             lost = [results[f"{stage}_diverged"][t, m, :, -1] for stage in ("tuning", "test")]
             per_gradient = 1000 * results["test_seconds"][t, m, -1] / results["gradients"][t, -1]
             rows.append(
@@ -130,10 +128,9 @@ def table(results: _run.Arrays) -> tuple[list[str], list[list[str]]]:
                     f"{place[m]:g}",
                     f"{errors[m].mean():.2f} ± {interval(errors[m]):.2f} {unit}",
                     *differences[m],
-                    *("–" if np.isnan(cost[m]) else f"{cost[m]:.4g}" for cost in spent),
+                    "–" if np.isnan(spent[0][m]) else f"{spent[0][m]:.0f}, {spent[1][m]:.3g}",
                     f"{per_gradient:.3g}",
                     ", ".join(f"{part.sum()} of {len(part)}" for part in lost),
-                    ", ".join(f"{name} {value:.3g}" for name, value in point.items()),
                 ]
             )
         if results["floor"][t]:
@@ -173,28 +170,28 @@ def _printed(results: _run.Arrays) -> list[list[str]]:
 
 
 SHOWN = {
-    "SGD, cosine": "#000000", "SAM": "#009e73", "SGD, EMA": "#56b4e9", "AdamW": "#999999",
-    "Entropy-SGD, K = 1": "#e69f00", "Entropy-SGD, K = 4": "#d55e00",
+    "SGD, cosine": "#000000", "SAM": "#009e73", "SGD, EMA": "#56b4e9", "AdamW": "#808080",
+    "Entropy-SGD, K = 4": "#d55e00", "two time scales, K = 4": "#cc79a7",
 }  # fmt: skip
 """Methods with a curve, Okabe and Ito's colours; others are in the table."""
+LINE_POINTS = 14.0
 
 
 def figure(results: _run.Arrays) -> plt.Figure:
     """Test error against gradients on every task for six methods, and the ranks of all."""
     names, count = list(map(str, results["method"])), len(results["task"])
-    columns = min(4, count + 1)
-    lines = -(-(count + 1) // columns)
-    style = {"font.size": 9.5, "axes.titlesize": 10.5, "axes.spines.top": False, "axes.spines.right": False}
+    columns = min(3, count)
+    lines = -(-count // columns)
+    style = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(style):
-        size = (3.5 * columns, max(3.0 * lines, 0.6 + 0.19 * len(names)) + 0.6)
-        fig, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
+        height = max(2.9 * lines, LINE_POINTS / 72 * (len(names) + 2)) + 0.5
+        fig = plt.figure(figsize=(3.5 * columns + 2.6, height), layout="constrained")
         fig.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        panels = axes.ravel()
-        for t in range(count):
-            _draw_task(panels[t], results, t)
-        _draw_ranks(panels[count], results)
-        for panel in panels[count + 1 :]:
-            panel.set_axis_off()
+        grid = fig.add_gridspec(lines, columns + 1, width_ratios=[3.5] * columns + [2.6])
+        panels = [fig.add_subplot(grid[divmod(t, columns)]) for t in range(count)]
+        for t, panel in enumerate(panels):
+            _draw_task(panel, results, t)
+        _draw_ranks(fig.add_subplot(grid[:, -1]), results)
         handles, labels = panels[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
     return fig
@@ -209,9 +206,9 @@ def _draw_task(axis, results: _run.Arrays, task: int) -> None:
             continue
         errors = factor * results["test_error"][task, names.index(name)].T
         mean, half = errors.mean(-1), interval(errors)
-        axis.plot(at, mean, color=colour, label=name, linewidth=2 if name.startswith("Entropy") else 1.5)
+        axis.plot(at, mean, color=colour, label=name, linewidth=1.6)
         axis.fill_between(
-            at, np.maximum(mean - half, mean / 2), mean + half, color=colour, alpha=0.15, linewidth=0
+            at, np.maximum(mean - half, mean / 2), mean + half, color=colour, alpha=0.12, linewidth=0
         )
         lowest, highest = min(lowest, mean.min()), max(highest, mean[len(mean) // 4 :].max())
     if results["floor"][task]:
@@ -231,10 +228,8 @@ def _draw_ranks(axis, results: _run.Arrays) -> None:
     mean = mean_ranks(results["test_error"][..., -1].mean(-1))
     names = list(map(str, results["method"]))
     axis.set_axis_off()
-    axis.set_title("mean rank of the final test error")
-    step = 1.0 / max(len(names), 12)
+    axis.set_title("mean rank", loc="left")
     for row, m in enumerate(np.argsort(mean, kind="stable")):
-        colour = SHOWN.get(names[m], "#444444")
-        text = {"color": colour, "transform": axis.transAxes, "va": "top", "fontsize": 9.5}
-        axis.text(0.12, 1 - row * step, f"{mean[m]:.1f}", ha="right", **text)
-        axis.text(0.18, 1 - row * step, names[m], ha="left", **text)
+        style = {"color": SHOWN.get(names[m], "#444444"), "va": "top", "textcoords": "offset points"}
+        for x, text, side in ((24, f"{mean[m]:.1f}", "right"), (32, names[m], "left")):
+            axis.annotate(text, (0, 1), (x, -LINE_POINTS * row), xycoords="axes fraction", ha=side, **style)

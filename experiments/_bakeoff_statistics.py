@@ -74,7 +74,7 @@ def _p_values(differences: np.ndarray) -> tuple[float, float]:
         return 1.0, 1.0
     same = np.ptp(differences) == 0
     t_test = 0.0 if same else stats.ttest_1samp(differences, 0.0).pvalue
-    # Zero differences split between both signs: the test stays exact where classification errors coincide.
+    # Errors are multiples of 1/n and often coincide: zero differences count half for either sign.
     rank_test = stats.wilcoxon(differences, zero_method="zsplit").pvalue
     return float(t_test), float(rank_test)
 

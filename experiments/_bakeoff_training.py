@@ -16,7 +16,7 @@ from experiments._bakeoff_tasks import Batch, Task
 
 __all__ = ["Program", "Run", "State", "Trainer", "minibatches", "update"]
 
-TRAIN_EXAMPLES_EVALUATED = 1000
+TRAIN_EXAMPLES_EVALUATED = 500
 
 
 class State(NamedTuple):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pytest
@@ -14,6 +16,7 @@ from experiments import _bakeoff_methods as methods
 from experiments import _bakeoff_presets, _bakeoff_report, _published, _run, bakeoff
 from experiments import _bakeoff_statistics as statistics
 from experiments import _bakeoff_training as training
+from experiments.__main__ import draw
 from experiments._bakeoff_spaces import Choice, candidates
 from experiments._bakeoff_tasks import Spec, Task, make_task
 from experiments._markov_language import make_language
@@ -365,3 +368,11 @@ def test_published_numbers_stand_beside_ours(lines):
     ]
     with pytest.raises(ValueError, match="name must be one of 'adversarial_table'"):
         _published.published("imagenet")
+
+
+def test_files_are_written_beside_the_results(tmp_path):
+    module = types.SimpleNamespace(
+        figure=lambda results: plt.figure(), files=lambda results: {"a.csv": results["a"]}
+    )
+    draw(module, _run.Record("made", tmp_path, {}, {}, {"a": b"1,2\n"}))
+    assert (tmp_path / "a.csv").read_bytes() == b"1,2\n"
