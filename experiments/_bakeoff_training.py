@@ -113,11 +113,14 @@ class Trainer:
         self.seen = jax.tree.map(lambda leaf: leaf[:TRAIN_EXAMPLES_EVALUATED], task.train)
 
     def draw(self, stage: str, seeds: list[int]) -> tuple[jax.Array, Any, jax.Array]:
-        """Keys, initial weights and minibatches: the same for every method, others in tuning and testing."""
-        keys = [_run.key_for(self.seed, self.task.name, stage, seed) for seed in seeds]
+        """Keys of noise and dropout, initial weights, minibatches: the same for all methods, others in tuning."""
+
+        def keys(purpose):
+            return [_run.key_for(self.seed, self.task.name, stage, seed, purpose) for seed in seeds]
+
         size, batch = len(self.task.train[1]), self.task.spec.batch_size
-        orders = [minibatches(key, size, batch, self.gradients) for key in keys]
-        return jnp.stack(keys), self.init(jnp.stack(keys)), jnp.asarray(np.stack(orders))
+        orders = [minibatches(key, size, batch, self.gradients) for key in keys("minibatches")]
+        return jnp.stack(keys("method")), self.init(jnp.stack(keys("weights"))), jnp.asarray(np.stack(orders))
 
 
 class Program:
@@ -130,7 +133,11 @@ class Program:
     @functools.cached_property
     def start(self):
         """(hyper, key, weights) -> state, over lanes."""
-        return jax.jit(jax.vmap(functools.partial(start, self.method, self.updates)))
+
+        def one(hyper, key, params):
+            return start(self.method, self.updates, hyper, jax.random.split(key)[0], params)
+
+        return jax.jit(jax.vmap(one))
 
     @functools.cached_property
     def evaluated(self):
@@ -149,12 +156,14 @@ class Program:
         task, trainer, method = self.trainer.task, self.trainer, self.method
 
         def one(state, hyper, key, order, train):
+            noise, dropout = jax.random.split(key)
+
             def value_and_gradient(params, n):
                 batch = jax.tree.map(lambda leaf: leaf[order[n]], train)
-                return jax.value_and_grad(task.loss)(params, batch, jax.random.fold_in(key, n))
+                return jax.value_and_grad(task.loss)(params, batch, jax.random.fold_in(dropout, n))
 
             step = lambda state, _: (
-                update(method, self.updates, value_and_gradient, state, hyper, key),
+                update(method, self.updates, value_and_gradient, state, hyper, noise),
                 None,
             )
             return jax.lax.scan(step, state, length=self.updates // trainer.reports)[0]
