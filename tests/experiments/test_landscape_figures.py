@@ -109,7 +109,7 @@ def test_a_trained_curve_has_a_lower_barrier_than_the_line(paths):
 
 
 def test_the_plane_is_that_of_the_curve(paths):
-    """Its corners have the distances of the pair, and the loss at the grid's point nearest to an end is no accident."""
+    """One end at the origin, the other on the first axis, and all three points of the curve inside the picture."""
     begin, end, _ = paths["plane_corners"]
     np.testing.assert_allclose(begin, 0, atol=1e-6)
     assert end[1] == pytest.approx(0, abs=1e-4)
