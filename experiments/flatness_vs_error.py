@@ -17,15 +17,18 @@ the training loss. None of them changes when layers are rescaled. What does not:
 to 0.40), the trace, 0.18 (−0.03 to 0.40), expected sharpness, 0.18 (−0.03 to 0.39) and SAM's sharpness, 0.17 (−0.07
 to 0.41), in the parameters' own units, are hardly above zero, and local entropy u − f, at t = 0.4 and T = 0.001, is
 at 0.01 (−0.21 to 0.25). The norm of the weights alone is at 0.13 (−0.13 to 0.36), so it is not what the first ones
-owe their success to. The gap between test and training error gives the same picture, in the table.
+owe their success to. The gap between test and training error gives the same picture, in the table. So do true labels
+alone (``--random-labels 0``, 180 solutions): 0.58 (0.43 to 0.74) by filters and 0.52 (0.37 to 0.67) given the
+training loss, where eigenvalue, trace and expected sharpness come to 0.31, 0.27 and 0.27, of which the loss leaves
+0.10, 0.02 and 0.03, none apart from 0; but there the norm given the loss has 0.44 (0.27 to 0.56).
 
 Three things to keep in mind. The largest eigenvalue spans more than two decades, much of it with the training loss (τ
-= 0.63), and of its sharpest quarter a fifth are among the best quarter by test error, nearly as many as by chance:
-sharp minima generalise too. Entropy-SGD's eleven solutions that fit are among the sharpest by every measure but its
-own local entropy, which is negative for eight of them: they have not come to rest at a minimum of the training loss.
-And a correlation over these configurations is no cause (Jiang et al. 2020), nor does it promise anything for other
-families of solutions (Dziugaite et al. 2020); the intervals hold for configurations and seeds like these, on one
-split of one data set.
+= 0.63), and of its sharpest quarter a fifth are in the best quarter by test error, not far from the quarter of mere
+chance: sharp minima generalise too. Entropy-SGD's eleven solutions that fit are among the sharpest by every measure
+but its own local entropy, which is negative for eight of them: they have not come to rest at a minimum of the
+training loss. And a correlation over these configurations is no cause (Jiang et al. 2020), nor does it promise
+anything for other families of solutions (Dziugaite et al. 2020); the intervals hold for configurations and seeds like
+these, on one split of one data set.
 
 References: Dinh, Pascanu, Bengio & Bengio 2017, Sharp minima can generalize for deep nets, arXiv:1703.04933. Jiang,
 Neyshabur, Mobahi, Krishnan & Bengio 2020, Fantastic generalization measures and where to find them, arXiv:1912.02178.

@@ -11,7 +11,9 @@ its place, but its weight of 1/P only to a factor.
 What to see. Training turns a spectrum with many negative eigenvalues (least −0.44 ± 0.06; 76.9 ± 4.0 % of all are
 within 0.01 of 0) into some ten positive outliers, about as many as classes, over a bulk at 0: 99.7 to 99.8 % of |λ| ≤
 0.01, where the Entropy-SGD paper reports about 90 % for its small-mnistfc. At the solutions Gauss-Newton and Hessian
-agree; at the initial weights they have little in common.
+agree; at the initial weights they have little in common. The paper's own network, 50,890 parameters, on 1,000 images
+of MNIST (``--dataset mnist --widths 64 --num-seeds 3 --num-probes 4 --learning-rates 0.03 0.1 0.3``) has 97.0 ± 1.3 %
+at the initial weights and more than 99.9 % at all solutions.
 
 And flatness? Largest eigenvalue and trace are 0.061 ± 0.018 and 0.28 ± 0.10 for SGD, 0.089 ± 0.014 and 0.55 ± 0.16
 for SAM, 0.094 ± 0.007 and 0.49 ± 0.07 for Entropy-SGD: the flattest is SGD's, not Entropy-SGD's. That says more of
