@@ -2,13 +2,13 @@
 
 A network of 3,466 parameters on 500 of scikit-learn's digits, a tenth of their labels redrawn at random, so that
 memorising costs test error and solutions differ. Five optimisers, five learning rates, two sizes of minibatches, four
-seeds: 200 trainings of 4,000 gradients. The 118 that fit to a training loss of 0.05 or less count; a network that
-fits badly is flat for that reason alone. Each has every flatness measure of the landscape package taken on the
-training data, and Kendall's rank correlation τ of each with the error on 997 test images is given with a 95 %
-interval: a bootstrap that draws configurations and seeds anew, since solutions of one configuration are alike, and
-all configurations share the initial weights of a seed. One τ is over all pairs; one over pairs of the same method;
-one is partial, given the training loss; and one is for copies whose layers were rescaled at random so that they
-compute the same function (Dinh et al. 2017), by factors between 1/5 and 5.
+seeds: 200 trainings of 4,000 gradients. The 118 that fit to a training loss of 0.05 or less count, since curvature
+goes with the loss: towards zero as the fit gets perfect. Each has every flatness measure of the landscape package
+taken on the training data, and Kendall's rank correlation τ of each with the error on 997 test images is given with a
+95 % interval: a bootstrap that draws configurations and seeds anew, since solutions of one configuration are alike,
+and all configurations share the initial weights of a seed. One τ is over all pairs; one over pairs of the same
+method; one is partial, given the training loss; and one is for copies whose layers were rescaled at random so that
+they compute the same function (Dinh et al. 2017), by factors between 1/5 and 5.
 
 What predicts: measures in units of the weights. Expected sharpness under noise in proportion to the filters has τ =
 0.54 (0.33 to 0.71), 0.50 (0.21 to 0.73) within methods and 0.54 (0.34 to 0.70) given the training loss; local entropy
@@ -16,9 +16,9 @@ in the same units 0.37 (0.14 to 0.57), SAM's sharpness by weights (as in ASAM) 0
 the training loss. None of them changes when layers are rescaled. What does not: the largest eigenvalue, 0.19 (−0.02
 to 0.40), the trace, 0.18 (−0.03 to 0.40), expected sharpness, 0.18 (−0.03 to 0.39) and SAM's sharpness, 0.17 (−0.07
 to 0.41), in the parameters' own units, are hardly above zero, and local entropy u − f, at t = 0.4 and T = 0.001, is
-at 0.01 (−0.21 to 0.25). The norm of the weights alone is at 0.13 (−0.13 to 0.36), so it is not what the first ones
-owe their success to. The gap between test and training error gives the same picture, in the table. So do true labels
-alone (``--random-labels 0``, 180 solutions): 0.58 (0.43 to 0.74) by filters and 0.52 (0.37 to 0.67) given the
+at 0.01 (−0.21 to 0.25). The norm of the weights alone is at 0.13 (−0.13 to 0.36), so here it is not what the first
+ones owe their success to. The gap between test and training error gives the same picture, in the table. So do true
+labels alone (``--random-labels 0``, 180 solutions): 0.58 (0.43 to 0.74) by filters and 0.52 (0.37 to 0.67) given the
 training loss, where eigenvalue, trace and expected sharpness come to 0.31, 0.27 and 0.27, of which the loss leaves
 0.10, 0.02 and 0.03, none apart from 0; but there the norm given the loss has 0.44 (0.27 to 0.56).
 
@@ -28,7 +28,7 @@ chance: sharp minima generalise too. Entropy-SGD's eleven solutions that fit are
 but its own local entropy, which is negative for eight of them: they have not come to rest at a minimum of the
 training loss. And a correlation over these configurations is no cause (Jiang et al. 2020), nor does it promise
 anything for other families of solutions (Dziugaite et al. 2020); the intervals hold for configurations and seeds like
-these, on one split of one data set.
+these, on one split of one data set, and for the one size of noise, radius and time that each measure was given.
 
 References: Dinh, Pascanu, Bengio & Bengio 2017, Sharp minima can generalize for deep nets, arXiv:1703.04933. Jiang,
 Neyshabur, Mobahi, Krishnan & Bengio 2020, Fantastic generalization measures and where to find them, arXiv:1912.02178.
