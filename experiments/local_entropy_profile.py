@@ -8,16 +8,15 @@ Gaussian average at σ = √(tT), an upper bound by Jensen's inequality. Dots ar
 than 50 effective samples in some seed.
 
 Cole-Hopf agrees with the integral as long as it can be trusted, and then comes out too high: by factors of 1.4 to 2.7
-at the end on the right, with one effective sample of 600. The quadratic is within 20 % for SAM and
-for SGD at its larger rate. It leaves out the slope at x*, which lowers u by at most t|∇f|²/2: at the solutions of
-Entropy-SGD, and of SGD at its small rate, that bound is of the order of u − f itself, and the dashes lie up to 30 and
-40 % above the lines. At long times and small
-losses u is above the quadratic, since the loss bends more away from x* than at it.
+at the end on the right, with one effective sample of 600. The quadratic is within 20 % for SAM and for SGD at its
+larger rate. It leaves out the slope at x*, which lowers u by up to t|∇f|²/2: at the solutions of Entropy-SGD, and of
+SGD at its small rate, that is of the order of u − f itself, and the dashes lie up to 30 and 40 % above the lines. At
+long times and small losses u is above the quadratic, since the loss bends more away from x* than at it.
 
-Entropy-SGD is not the flattest. At the rates of least validation error SAM has 0.30 [0.26, 0.35] of SGD's u − f at
-t = 25.6 and Entropy-SGD 0.41 [0.35, 0.48] (paired by seeds), but SGD's training loss is then ten times as large. At
-the rates of nearest training loss, still 2.6 times SAM's for SGD, they are 0.50 [0.43, 0.57] and 0.67 [0.60, 0.75]. In
-units of the filters the two are level with each other, 0.74 [0.63, 0.86] and 0.77 [0.74, 0.80] of SGD's. Test errors
+Entropy-SGD is not the flattest. At the rates of least validation error SAM has 0.30 [0.26, 0.35] of SGD's u − f at t =
+25.6 and Entropy-SGD 0.41 [0.35, 0.48] (paired by seeds), but SGD's training loss is then more than ten times as large.
+At the rates of nearest training loss, still 2.6 times SAM's for SGD, they are 0.50 [0.43, 0.57] and 0.67 [0.60, 0.75].
+In units of the filters the two are level with each other, 0.74 [0.63, 0.86] and 0.77 [0.74, 0.80] of SGD's. Test errors
 are 4.9 ± 1.1 % for SAM, 4.6 ± 0.9 % for Entropy-SGD and 4.9 ± 0.8 % for that SGD: not resolved.
 """
 

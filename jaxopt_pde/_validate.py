@@ -165,6 +165,9 @@ def check_same_tree(name: str, got: Any, expected: Any) -> None:
 
 def check_scalar_output(name: str, got: Any) -> None:
     """Raises unless the loss called ``name`` gave one number."""
+    if isinstance(got, (tuple, list, dict)):
+        msg = f"{name} must return a scalar loss, got a {type(got).__name__}: return the loss alone, without aux."
+        raise ValueError(msg)
     if jnp.shape(got) != ():
         msg = f"{name} must return a scalar loss, got shape {jnp.shape(got)}: take the mean over examples."
         raise ValueError(msg)

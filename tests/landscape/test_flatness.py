@@ -236,6 +236,11 @@ WORST = {"radius": 0.1}
         (landscape.expected_sharpness, {"vectors": "keep"}, "vectors must be one of"),
         (landscape.expected_sharpness, {"data": jnp.zeros((0, 3))}, "at least one example"),
         (landscape.expected_sharpness, {"loss_fn": lambda p, b: p}, "scalar loss"),
+        (
+            landscape.expected_sharpness,
+            {"loss_fn": lambda p, b: (p[0], b)},
+            "got a tuple: return the loss alone",
+        ),
         (landscape.expected_sharpness, {"params": jnp.arange(3)}, "floating"),
         (landscape.sharpness, {"radius": -1.0}, "radius must be positive"),
         (landscape.sharpness, {"num_steps": 0}, "num_steps must be at least 1"),
