@@ -73,10 +73,10 @@ def slice(
         >>> import jax, jax.numpy as jnp
         >>> from jaxopt_pde import landscape
         >>> def loss(params, batch):
-        ...     return jnp.mean((batch["x"] @ params["kernel"] + params["bias"] - batch["y"]) ** 2)
+        ...     return jnp.mean((batch["x"] @ params["kernel"] - batch["y"]) ** 2)
         >>> x = jax.random.normal(jax.random.key(0), (60, 4))
         >>> data = {"x": x, "y": x @ jnp.ones((4, 2))}
-        >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+        >>> params = {"kernel": jnp.ones((4, 2))}
         >>> directions = landscape.random_directions(jax.random.key(1), params)
         >>> axes = jnp.linspace(-1.0, 1.0, 11), jnp.linspace(-1.0, 1.0, 7)
         >>> plane = landscape.slice(loss, params, directions, axes, data=data, batch_size=20)
