@@ -7,7 +7,7 @@ lint:
 	ruff check . && ruff format --check . && lint-imports
 quickstart:
 	python -m experiments run quickstart
-benchmarks:  ## needs `pip install -e ".[benchmarks]"`, the last one MNIST through JAXOPT_PDE_DATA
+benchmarks:  ## needs `pip install -e ".[benchmarks]"`, the last two MNIST through JAXOPT_PDE_DATA
 	python benchmarks/optimizer_overhead.py
 	python benchmarks/step_rules.py
 	python benchmarks/models.py
@@ -15,3 +15,4 @@ benchmarks:  ## needs `pip install -e ".[benchmarks]"`, the last one MNIST throu
 	python benchmarks/penalties.py
 	python benchmarks/control.py
 	python benchmarks/attacks.py
+	python benchmarks/landscape.py

@@ -1,11 +1,11 @@
 """Between solutions: the loss rises on the straight line, and a bent path goes around.
 
-Above, the training loss; below, the test error, along three kinds of paths through the weights of a network: from the
-initial weights to the solution, between the solutions of two seeds, and between those of two optimisers that began
-with the same weights and met the same minibatches. Solid is the straight line, dashed a quadratic Bézier curve whose
-control point was trained with 1,000 minibatch gradients. Bands are 95 % intervals over pairs that share no solution,
-five of two seeds and ten of the others, and over batches of the data. On the right, the plane in which one of the
-curves lies.
+Above, the training loss (geometric means over the pairs); below, the test error, along three kinds of paths through
+the weights of a network: from the initial weights to the solution, between the solutions of two seeds, and between
+those of two optimisers that began with the same weights and met the same minibatches. Solid is the straight line,
+dashed a quadratic Bézier curve whose control point was trained with 1,000 minibatch gradients. Bands are 95 %
+intervals over pairs that share no solution, five of two seeds and ten of the others, and over batches of the data. On
+the right, the plane in which one of the curves lies.
 
 From the start the loss falls all the way, on every line; the barrier, its rise above the chord, is 0.02 and lies in
 the first twentieth. Between two seeds the barrier is 1.2 ± 0.7 for SGD, 0.9 ± 0.3 for SAM and 1.0 ± 0.7 for

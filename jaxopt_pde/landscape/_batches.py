@@ -48,6 +48,9 @@ def make_batches(data: Any, batch_size: int | None) -> Batches | Loader:
             msg = f"batch_size must be None where data is a function that makes batches, got {batch_size!r}."
             raise ValueError(msg)
         return data
+    if isinstance(data, Iterator) or (jax.tree_util.all_leaves([data]) and not np.ndim(data)):
+        msg = f"data must be arrays with a leading example axis, or a loader as lambda: iter(loader), got {data!r}."
+        raise TypeError(msg)
     count = example_count("data", data)
     size = count
     if batch_size is not None:

@@ -1,5 +1,6 @@
 """Directions for slices: random ones, and the length of each filter taken from the parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -119,20 +120,27 @@ def random_directions(
     _validate.check_float_tree("params", params)
     params = jax.tree.map(jnp.asarray, params)
     _check_filter_axis(filter_axis, params)
+    if orthogonal:
+        _check_room(params, num, normalization, filter_axis, vectors)
+    directions = _draw(_validate.as_key(key), params, num, normalization, filter_axis, vectors, orthogonal)
+    if normalization != "none":
+        for direction in directions:
+            _check_not_zero("params", direction, params, vectors)
+    return directions
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
+def _draw(key, params: Params, num: int, normalization, filter_axis: int, vectors, orthogonal: bool):
     like = cast_up(params)
     groups = {"filter": _within_filters(filter_axis), "leaf": _within_leaves, "none": _within_tree}[
         normalization
     ]
-    drawn = [_noise.draw_noise(k, like, "gaussian") for k in jax.random.split(_validate.as_key(key), num)]
+    drawn = [_noise.draw_noise(k, like, "gaussian") for k in jax.random.split(key, num)]
     if orthogonal:
-        _check_room(params, num, normalization, filter_axis, vectors)
         drawn = _orthogonal(drawn, groups)
     if normalization == "none":
         return tuple(cast_like(direction, params) for direction in drawn)
-    directions = tuple(_normalized(direction, params, groups, vectors) for direction in drawn)
-    for direction in directions:
-        _check_not_zero("params", direction, params, vectors)
-    return directions
+    return tuple(_normalized(direction, params, groups, vectors) for direction in drawn)
 
 
 def _within_filters(filter_axis: int) -> Groups:

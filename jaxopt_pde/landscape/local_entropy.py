@@ -124,7 +124,8 @@ def local_entropy(
     Good values:
         The thermodynamic method costs, for every time, num_chains · num_nodes · (num_burn_in + num_steps) gradients on
         all data, 1600 by default: for a net give a subset of the data. Eight nodes are enough while t times
-        the largest curvature is below 100. Too short a burn-in shows as a bias upwards: compare with twice the steps.
+        the largest curvature is below 100. Too short a burn-in shows as a bias upwards: compare with twice the
+        steps. Where ``acceptance`` is near 0 the chains stand still and the value means nothing: nothing else warns.
         Where u = −∞, for instance 1 + tλ ≤ 0 for a curvature λ of an unbounded quadratic, the chains run away.
 
     Example:

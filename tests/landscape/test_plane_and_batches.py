@@ -111,6 +111,7 @@ def test_estimates_combine_their_errors_and_unpack_into_two():
         (lambda: _batches.make_batches(jnp.zeros((0, 2)), None), ValueError, "at least one example"),
         (lambda: _batches.make_batches([jnp.zeros(2), jnp.zeros(3)], None), ValueError, "one number of examples"),
         (lambda: _batches.make_batches({"x": 3.0}, None), TypeError, "leading example axis"),
+        (lambda: _batches.make_batches(iter([np.ones(3)]), None), TypeError, r"lambda: iter\(loader\)"),
         (lambda: _batches.make_batches(DATA, 0), ValueError, "batch_size must be at least 1"),
         (lambda: _batches.make_batches(loader, 5), ValueError, "batch_size must be None"),
         (lambda: _batches.mean_over_batches(loss, lambda: iter([]), jnp.ones(3)), ValueError, "gave no batches"),
