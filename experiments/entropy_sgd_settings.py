@@ -1,0 +1,333 @@
+"""Which settings of Entropy-SGD matter, at an equal number of minibatch gradients, one changed at a time.
+
+The base is ``entropy_sgd`` with L = 20 inner steps of one chain, inner momentum m = 0.9, temperature T = 1e-8, smoothing
+time t = 100 ε for the inner learning rate ε, and an outer step h = t, which moves the weights to the mean of the
+particles. ε falls as a cosine to 0 over the training, from one outer update to the next, and t and h with it, so that
+h = t stays true. Every other row changes one thing: steps L, chains K, the time t, the schedules, the inner momentum,
+the noise, the estimator of ∇u, the average of the particles, the outer step. Three rows are no such change: particles
+that are never restarted (``two_time_scale``), and as references SGD with Nesterov momentum, also with a mean of its
+iterates, and SAM, with the same cosine.
+
+All rows spend the same number of minibatch gradients, and the n-th gradient of a seed uses the same minibatch in
+every row. One number is tuned, the learning rate, over the same five points for every row of a task, with one
+seed on validation data; six fresh seeds then meet the test data. "edge" in the table marks a rate at the end of the
+grid: such a row might do better with more tuning. Differences are paired over the seeds, in per cent of the base's
+error, for the language of its cross-entropy above the entropy rate, which no method can go below; the base's mean
+counts as exact. The last column of p-values is adjusted by Holm over all rows.
+
+A space-adaptive outer step is left out: its rule compares the loss at the weights with a target, and the relaxed loss
+u that the outer step descends is not measured by the chains; to measure f(x) instead would cost gradients that the
+other rows do not spend.
+"""
+
+import dataclasses
+import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import _run
+from experiments._bakeoff_presets import DIGITS, LANGUAGE, MNIST_1D, PRESETS
+from experiments._bakeoff_statistics import Paired, paired
+from experiments._bakeoff_tasks import make_task
+from experiments._bakeoff_training import Program, Run, Trainer
+from experiments._entropy_sgd_variants import BASE, VARIANTS, Variant, named
+from experiments.quickstart import interval
+from jaxopt_pde import _validate, plotting
+from jaxopt_pde.plotting.style import COLOURS, FONT_SIZE, INK, PALE
+
+TASKS = {
+    "digits": DIGITS,
+    "digits-40": dataclasses.replace(DIGITS, title="digits, 40 % random labels", random_labels=0.4),
+    "mnist-1d": MNIST_1D,
+    "characters": LANGUAGE,
+    "linear": PRESETS["smoke"].tasks["mnist-1d"],
+}
+"""Tasks that need no file; "linear" is the one of SMOKE."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run; the defaults give the figure of the gallery."""
+
+    tasks: tuple[str, ...] = ("characters", "digits", "digits-40", "mnist-1d")
+    """Of TASKS; the longest first, for the threads."""
+    gradients: tuple[int, ...] = (640, 1200, 1200, 2000)
+    """Minibatch gradients that each training spends, task by task: a multiple of K·L for every variant."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """Of VARIANTS; the base is always run."""
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    """The grid of the inner learning rate (of the references: the learning rate), the same for all variants."""
+    scales: tuple[float, ...] = (10.0, 1.0, 0.3, 1.0)
+    """What the grid is multiplied by, task by task, so that the base's best rate lies inside."""
+    num_tuning_seeds: int = 1
+    """Seeds that each rate is tried with."""
+    num_seeds: int = 6
+    """Fresh seeds on test, at least 2."""
+    seed: int = 0
+    """Of splits, random labels and, with their indices, of all trainings."""
+    num_threads: int = dataclasses.field(default=2, metadata={"hash": False})
+    """Tasks at a time: networks this small leave all cores but one idle."""
+
+
+SMOKE = Config(
+    tasks=("linear",), gradients=(80,), variants=("L = 10",), rates=(0.03, 0.3), scales=(1.0,), num_seeds=2
+)
+
+NOT_FINITE = ("validation_loss",)
+
+
+def check(config: Config) -> list[Variant]:
+    """The variants of a config.
+
+    Raises:
+        ValueError: an unknown task or variant, a budget that is not a whole number of updates, counts too small.
+    """
+    for name in config.tasks:
+        _validate.check_choice("tasks", name, tuple(TASKS))
+    _validate.check_count("num_tuning_seeds", config.num_tuning_seeds)
+    _validate.check_count("num_seeds", config.num_seeds, minimum=2)
+    _validate.check_count("num_threads", config.num_threads)
+    variants = named(config.variants)
+    for name in ("gradients", "scales"):
+        if len(getattr(config, name)) != len(config.tasks):
+            msg = f"{name} must have one number for each of {config.tasks}, got {getattr(config, name)}."
+            raise ValueError(msg)
+    for gradients in config.gradients:
+        for variant in variants:
+            if gradients % variant.method.gradients_per_update:
+                msg = (
+                    f"gradients={gradients} must be a multiple of the {variant.method.gradients_per_update} "
+                    f"gradients of an update of {variant.name}."
+                )
+                raise ValueError(msg)
+    return variants
+
+
+def choose(error: np.ndarray, loss: np.ndarray) -> int:
+    """Index of the rate of least mean validation error; ties go to the least mean loss; both [rate, seed]."""
+    loss = np.where(np.isfinite(loss), loss, np.inf)
+    return int(np.lexsort((loss.mean(1), error.mean(1)))[0])
+
+
+def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Arrays:
+    """Tunes and tests all variants on all tasks; arrays begin with [task, variant].
+
+    Raises:
+        ValueError: see :func:`check`.
+    """
+    variants = check(config)
+    tasks = [make_task(name, TASKS[name], seed=config.seed) for name in config.tasks]
+    stop = threading.Event()
+
+    def cells(number: int) -> list[_run.Arrays]:
+        task, done, programs = tasks[number], [], {}
+        rates = config.scales[number] * np.array(config.rates)
+        trainer = Trainer(task, config.gradients[number], 1, config.num_seeds, config.seed)
+        for variant in variants:
+            if stop.is_set():
+                return []
+            program = programs.setdefault(variant.method.name, Program(trainer, variant.method))
+            compute = functools.partial(measure, program, variant, rates, config)
+            done.append(session.stage(f"{task.name}, {variant.name}", compute))
+            meter.advance(test_error=float(done[-1]["test_error"].mean()))
+        return done
+
+    with (
+        session.progress("settings", len(tasks) * len(variants)) as meter,
+        ThreadPoolExecutor(config.num_threads) as pool,
+    ):
+        try:
+            rows = list(pool.map(cells, range(len(tasks))))
+        except BaseException:  # Ctrl-C: what is finished is kept
+            stop.set()
+            raise
+    found = {key: np.array([[cell[key] for cell in row] for row in rows]) for key in rows[0][0]}
+    assert np.all(found["gradients"] == np.array(config.gradients)[:, None]), "all spend the same"
+    return {
+        "task": np.array(config.tasks),
+        "title": np.array([task.spec.title for task in tasks]),
+        "unit": np.array([task.unit[1] for task in tasks]),
+        "factor": np.array([task.unit[0] for task in tasks]),
+        "floor": np.array([task.floor for task in tasks]),
+        "variant": np.array([variant.name for variant in variants]),
+        "group": np.array([variant.group for variant in variants]),
+        "rates": np.outer(config.scales, config.rates),
+        **found,
+    }
+
+
+def measure(program: Program, variant: Variant, rates: np.ndarray, config: Config) -> _run.Arrays:
+    """The rates on validation, then the chosen one from fresh seeds on test."""
+    task, shape = program.trainer.task, (len(rates), config.num_tuning_seeds)
+    runs = lambda rate, count: [Run({**variant.fixed, "rate": rate}, seed) for seed in range(count)]
+    tried = [run for rate in rates for run in runs(rate, config.num_tuning_seeds)]
+    tuning = program.train(tried, "tuning", task.validation)
+    loss = np.where(tuning["diverged"][-1], np.inf, tuning["loss"][-1]).reshape(shape)
+    error = tuning["error"][-1].reshape(shape)
+    chosen = choose(error, loss)
+    test = program.train(runs(rates[chosen], config.num_seeds), "test", task.test)
+    return {
+        "validation_error": error,
+        "validation_loss": loss,
+        "chosen": np.array(chosen),
+        "test_error": test["error"][-1],
+        "diverged": test["diverged"][-1],
+        "gradients": np.array(program.updates * variant.method.gradients_per_update),
+        "updates": np.array(program.updates),
+    }
+
+
+class Comparison(NamedTuple):
+    """Differences to the base, seed by seed, in per cent of the base's mean error above the floor.
+
+    Attributes:
+        by_task: of each task.
+        average: of the mean over the tasks.
+    """
+
+    by_task: list[Paired]
+    average: Paired
+
+
+def compare(results: _run.Arrays) -> Comparison:
+    """Paired over the seeds, which share weights and minibatches; the base's mean counts as exact."""
+    excess = results["test_error"] - results["floor"][:, None, None]
+    base = list(results["variant"]).index(BASE)
+    relative = 100 * excess / excess[:, base].mean(-1)[:, None, None]
+    return Comparison([paired(errors, base) for errors in relative], paired(relative.mean(0), base))
+
+
+def table(results: _run.Arrays) -> tuple[list[str], list[list[str]]]:
+    """The average over the tasks, then each task; differences are to the base, with 95 % intervals over seeds."""
+    headers = [
+        "task", "changed", "variant", "test error", "less base", "in % of base", "Holm p", "rate", "updates",
+        "gradients", "diverged",
+    ]  # fmt: skip
+    found, rows = compare(results), []
+    names, groups = map(list, (results["variant"], results["group"]))
+    base = names.index(BASE)
+    percent = lambda pair, v: (
+        ["–", "–"]
+        if v == base
+        else [f"{pair.difference[v]:+.1f} ± {pair.half_width[v]:.1f}", _p(pair.t_test[v])]
+    )
+    for v, name in enumerate(names):
+        rows.append(["average", groups[v], name, "–", "–", *percent(found.average, v), "–", "–", "–", "–"])
+    for t, task in enumerate(results["title"]):
+        scaled, unit = results["factor"][t] * results["test_error"][t], results["unit"][t]
+        for v, name in enumerate(names):
+            errors, difference = scaled[v], scaled[v] - scaled[base]
+            rate = f"{results['rates'][t, results['chosen'][t, v]]:g}"
+            edge = results["chosen"][t, v] in (0, results["rates"].shape[1] - 1)
+            lost = results["diverged"][t, v]
+            rows.append(
+                [
+                    str(task),
+                    groups[v],
+                    name,
+                    f"{errors.mean():.2f} ± {interval(errors):.2f} {unit}",
+                    "–" if v == base else f"{difference.mean():+.2f} ± {interval(difference):.2f}",
+                    *percent(found.by_task[t], v),
+                    f"{rate} (edge)" if edge else rate,
+                    f"{results['updates'][t, v]}",
+                    f"{results['gradients'][t, v]:,}",
+                    f"{lost.sum()} of {len(lost)}",
+                ]
+            )
+        if results["floor"][t]:
+            floor = f"{results['factor'][t] * results['floor'][t]:.2f} {unit}"
+            rows.append([str(task), "–", "(no method can be below)", floor, *["–"] * (len(headers) - 4)])
+    return headers, rows
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+ROW = 0.235
+"""Height of a row, inches."""
+
+
+def figure(results: _run.Arrays) -> plt.Figure:
+    """Differences to the base of every variant: the average over the tasks, and each task."""
+    found, names = compare(results), [str(name) for name in results["variant"]]
+    groups = [str(group) for group in results["group"]]
+    rows = [v for v, name in enumerate(names) if name != BASE]
+    at, separators = heights([groups[v] for v in rows])
+    panels = [("mean over the tasks", found.average)]
+    if len(found.by_task) > 1:
+        panels += list(zip(map(str, results["title"]), found.by_task, strict=True))
+    with plotting.style():
+        size = (3.4 + 1.75 * len(panels) + 0.55, ROW * (at.max() + 1.5) + 1.2)
+        fig, axes = plt.subplots(
+            1,
+            len(panels),
+            figsize=size,
+            sharey=True,
+            squeeze=False,
+            width_ratios=[1.3] + [1] * (len(panels) - 1),
+        )
+        for number, (axis, (title, pair)) in enumerate(zip(axes[0], panels, strict=True)):
+            _draw_panel(axis, pair, rows, at)
+            for height in separators:
+                axis.axhline(height, color="#dddddd", linewidth=0.8, zorder=0)
+            axis.set_title(title.replace(", 40 %", ",\n40 %"), fontweight="bold" if number == 0 else "normal")
+            axis.tick_params(axis="y", length=0)
+        first = axes[0, 0]
+        first.set_yticks(at, [names[v] for v in rows])
+        first.set_ylim(at.max() + 0.8, -0.8)
+        starts = [n for n, v in enumerate(rows) if n == 0 or groups[v] != groups[rows[n - 1]]]
+        for n in starts:
+            first.annotate(
+                groups[rows[n]], (0, at[n]), (-205, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", va="center", fontsize=FONT_SIZE, color=INK,
+                annotation_clip=False,
+            )  # fmt: skip
+        fig.supxlabel(
+            "test error less the base's, % of the base's (95 % intervals, paired over seeds; left is better)\n"
+            "base: Entropy-SGD, L = 20, K = 1, h = t = 100 ε, ε falling as a cosine, m = 0.9, T = 1e-8",
+            fontsize=10,
+        )
+    return fig
+
+
+def heights(groups: list[str]) -> tuple[np.ndarray, list[float]]:
+    """Where the rows stand, groups apart from each other, and the lines between groups."""
+    at, separators, height = [], [], 0.0
+    for n, group in enumerate(groups):
+        if n and group != groups[n - 1]:
+            height += 0.5
+            separators.append(height - 0.75)
+        at.append(height)
+        height += 1.0
+    return np.array(at), separators
+
+
+def _draw_panel(axis, pair: Paired, rows: list[int], at: np.ndarray) -> None:
+    """Dots with intervals; where one lies beyond the panel an arrow says how far."""
+    difference, half = pair.difference[rows], pair.half_width[rows]
+    reach = np.sort(np.abs(difference) + half)
+    limit = 1.15 * max(reach[int(0.75 * (len(reach) - 1))], 1.0)
+    for height, middle, width in zip(at, difference, half, strict=True):
+        colour = COLOURS["vermillion" if middle > 0 else "blue"] if abs(middle) > width else PALE
+        if abs(middle) > limit:
+            side = np.sign(middle)
+            axis.plot(
+                0.97 * side * limit, height, marker=">" if side > 0 else "<", color=colour, markersize=5
+            )
+            axis.annotate(
+                f"{middle:+.0f} %", (0.97 * side * limit, height), (-7 * side, 0), textcoords="offset points",
+                ha="right" if side > 0 else "left", va="center", color=colour, fontsize=FONT_SIZE,
+            )  # fmt: skip
+            continue
+        axis.plot(
+            [middle - width, middle + width], [height] * 2, color=colour, linewidth=1.5, solid_capstyle="butt"
+        )
+        axis.plot(middle, height, marker="o", color=colour, markersize=4.5)
+    axis.axvline(0, color=INK, linewidth=1, zorder=1)
+    axis.set_xlim(-limit, limit)
+    axis.locator_params(axis="x", nbins=4)
