@@ -1,12 +1,12 @@
 """Which settings of Entropy-SGD matter, at an equal number of minibatch gradients, one changed at a time.
 
-The base is ``entropy_sgd`` with L = 20 inner steps of one chain, inner momentum m = 0.9, temperature T = 1e-8, smoothing
-time t = 100 ε for the inner learning rate ε, and an outer step h = t, which moves the weights to the mean of the
-particles. ε falls as a cosine to 0 over the training, from one outer update to the next, and t and h with it, so that
-h = t stays true. Every other row changes one thing: steps L, chains K, the time t, the schedules, the inner momentum,
-the noise, the estimator of ∇u, the average of the particles, the outer step. Three rows are no such change: particles
-that are never restarted (``two_time_scale``), and as references SGD with Nesterov momentum, also with a mean of its
-iterates, and SAM, with the same cosine.
+The base is ``entropy_sgd`` with L = 20 inner steps of one chain, inner momentum m = 0.9, temperature T = 1e-8,
+smoothing time t = 100 ε for the inner learning rate ε, and an outer step h = t, which moves the weights to the mean of
+the particles. ε falls as a cosine to 0 over the training, from one outer update to the next, and t and h with it, so
+that h = t stays true. The other rows change one thing: steps L, chains K, the time t, the schedules, the inner
+momentum, the noise, the estimator of ∇u, the average of the particles, the outer step. The last four are no such
+change: particles that are never restarted (``two_time_scale``), and as references SGD with Nesterov momentum, also
+with an exponential mean of its iterates, and SAM, all with the same cosine.
 
 All rows spend the same number of minibatch gradients, and the n-th gradient of a seed uses the same minibatch in
 every row. One number is tuned, the learning rate, over the same five points for every row of a task, with one
