@@ -61,7 +61,7 @@ class Config:
     """Images in a minibatch."""
     widths: tuple[int, int] | None = None
     """Channels of both convolutions of LeNet, or of both stages of All-CNN; None for the paper's."""
-    inner_rate: float = 0.03
+    inner_rate: float = 0.1
     """ε at the start, of Entropy-SGD with h = t only; with inner momentum 0.9 its effective step is ten times that."""
     whiten: bool = True
     """All-CNN: contrast normalisation and ZCA; without, images are divided by 255."""
@@ -79,7 +79,7 @@ SMOKE = Config(
 NOT_FINITE = ("test_loss", "train_loss")
 NOT_REPRODUCIBLE = ("seconds",)
 
-EVALUATED_AT_ONCE = 500
+EVALUATED_AT_ONCE = 200
 STATISTICS_BATCHES = 40
 
 
@@ -326,7 +326,7 @@ def table(results: _run.Arrays) -> tuple[list[str], list[list[str]]]:
 
 
 COLOURS = {
-    "Entropy-SGD": "#d55e00", "Entropy-SGD, h = t": "#e69f00", "Adam, same dropout": "#56b4e9", "Adam": "#0072b2",
+    "Entropy-SGD": "#d55e00", "Entropy-SGD, h = t": "#e69f00", "Adam, dropout 0.25": "#56b4e9", "Adam": "#0072b2",
     "SGD": "#0072b2",
 }  # fmt: skip
 STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
@@ -349,6 +349,8 @@ def figure(results: _run.Arrays) -> plt.Figure:
             axis.set(xlabel="effective epochs (gradients × batch / images)", ylabel=label, yscale="log")
             # From 0, where nothing was measured, to leave the intervals room at the right.
             axis.set_xlim(0, 1.08 * epochs[-1])
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "23457" else "")
         axes[1].legend(frameon=False, fontsize=10, labelcolor="linecolor", handlelength=1.4)
         draw_ends(axes[0], results)
         draw_printed(axes[0], results)
@@ -367,8 +369,6 @@ def draw_ends(axis, results: _run.Arrays) -> None:
         axis.errorbar(
             at, mean, reach, fmt="o", color=COLOURS[method], markersize=4, capsize=2.5, linewidth=1.2
         )
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
 
 
 def draw_printed(axis, results: _run.Arrays) -> None:

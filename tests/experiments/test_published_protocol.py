@@ -79,8 +79,9 @@ def test_dropout_rates_are_the_papers():
 
 
 @pytest.mark.parametrize("count", [15, 400])
-def test_white_images_have_the_covariance_of_a_ridge(count):
+def test_white_images_have_the_covariance_of_a_ridge(count, monkeypatch):
     """C (C + 0.1 I)^(-1) for fewer and for more images than numbers in one, after mean 0 and norm 55."""
+    monkeypatch.setattr(_protocol, "BLOCK", 150)  # two whole parts and a rest
     images = np.random.default_rng(0).integers(0, 256, (count, 3, 4, 2), np.uint8)
     whitening = _protocol.fit_whitening(images)
     flat = images.reshape(count, -1) - images.reshape(count, -1).mean(1, keepdims=True)
