@@ -35,8 +35,7 @@ class Spec(NamedTuple):
         title: what figures call it.
         published: its name in the paper's table.
         source: name of a data set in ``_datasets``.
-        epochs: effective epochs of the trainings that the schedules below belong to.
-        updates: those of Entropy-SGD in them, after each of which γ grows by 1.001.
+        updates: of Entropy-SGD in the paper's training, after each of which γ grows by 1.001.
         methods: that can train it; the last is the paper's baseline.
         drops: shares of Entropy-SGD's training after which its outer rate falls, and by what factor.
         scope: γ at the start.
@@ -48,7 +47,6 @@ class Spec(NamedTuple):
     title: str
     published: str
     source: str
-    epochs: int
     updates: int
     methods: tuple[str, ...]
     drops: tuple[tuple[float, ...], float]
@@ -60,13 +58,13 @@ class Spec(NamedTuple):
 
 OURS = "Entropy-SGD, h = t"
 _LENET = Spec(
-    "LeNet, MNIST", "LeNet", "mnist", 100, 5 * 469, ("Entropy-SGD", OURS, "Adam, dropout 0.25", "Adam"),
+    "LeNet, MNIST", "LeNet", "mnist", 5 * 469, ("Entropy-SGD", OURS, "Adam, dropout 0.25", "Adam"),
     ((0.4,), 10.0), 1e-4, 1e-3, (0.25, 0.5), 0.0,
 )  # fmt: skip
 TASKS = {
     "lenet": _LENET,
     "allcnn": Spec(
-        "All-CNN, CIFAR-10", "All-CNN", "cifar10", 200, 10 * 391, ("Entropy-SGD", OURS, "SGD"),
+        "All-CNN, CIFAR-10", "All-CNN", "cifar10", 10 * 391, ("Entropy-SGD", OURS, "SGD"),
         ((0.4, 0.8), 5.0), 0.03, 1e-4, (0.5, 0.5), 1e-3,
     ),
     "digits": _LENET._replace(title="small LeNet, digits", published="", source="digits"),
@@ -188,9 +186,10 @@ def protocol(
 
     ``"Entropy-SGD"`` has every constant of the paper: h = η t with t = 1/γ, γ growing by 1.001^(share of the
     training × the paper's updates), averaging 1 − α = 0.25, T = ε²/2, and momentum 0.9 in both loops. The library's
-    inner momentum is a heavy ball, and its pull to x is as much amplified as the loss; in the paper's code it is not.
+    inner momentum is a heavy ball and amplifies the pull to x as much as the loss. In the authors' code it
+    amplifies the loss alone, the mean's weights are the other way round, and its Python version never lets γ grow.
     ``"Entropy-SGD, h = t"`` moves the weights to the mean of the particles, without outer momentum, while the inner
-    rate ε decays by a cosine; t = 50 ε. Adam and SGD have the paper's rates.
+    rate ε decays by a cosine; t = 50 ε = (L/4) ε/(1 − 0.9). Adam and SGD have the paper's rates.
 
     Args:
         spec: of the model.
@@ -204,9 +203,8 @@ def protocol(
     """
     _validate.check_choice("methods", name, spec.methods)
     share = lambda count: count / gradients
-    thirds = lambda count: _falling(
-        share(count), (0.3, 0.6, 0.9), 5.0
-    )  # of 100 epochs every 30, of 200 every 60
+    # Every 30 of 100 epochs, every 60 of 200.
+    thirds = lambda count: _falling(share(count), (0.3, 0.6, 0.9), 5.0)
 
     def adam(rate):
         return optax.adam(lambda count: rate * thirds(count))
