@@ -61,7 +61,7 @@ class Config:
     """Of VARIANTS; the base is always run."""
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """The grid of the inner learning rate (of the references: the learning rate), the same for all variants."""
-    scales: tuple[float, ...] = (10.0, 1.0, 0.3, 1.0)
+    scales: tuple[float, ...] = (20.0, 1.0, 0.3, 1.0)
     """What the grid is multiplied by, task by task, so that the base's best rate lies inside."""
     num_tuning_seeds: int = 1
     """Seeds that each rate is tried with."""
