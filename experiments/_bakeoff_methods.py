@@ -73,6 +73,10 @@ def _nesterov(hyper: Hyper, updates: int, key=None):
     return optax.sgd(_cosine(hyper["rate"], updates), momentum=hyper["momentum"], nesterov=True)
 
 
+def _nesterov_at(rate):
+    return optax.sgd(rate, momentum=0.9, nesterov=True)
+
+
 def _constant(hyper: Hyper, updates: int, key):
     del updates, key
     return optax.sgd(hyper["rate"], momentum=0.9, nesterov=True)
@@ -161,6 +165,11 @@ def _two_time_scale(particles: int | None, hyper: Hyper, updates: int, key):
     return jaxopt_pde.two_time_scale(inner, hyper["time_per_rate"] * hyper["rate"], **settings)
 
 
+def _lasry_lions(factory, hyper: Hyper, updates: int, key):
+    del key
+    return jaxopt_pde.lasry_lions(factory(_cosine(hyper["rate"], updates)), hyper["radius"])
+
+
 def _elastic(hyper: Hyper, updates: int, key):
     coupling = jaxopt_pde.elastic_coupling(hyper["coupling_per_rate"] * hyper["rate"])
     return optax.chain(coupling, _nesterov({"rate": hyper["rate"], "momentum": 0.9}, updates, key))
@@ -190,6 +199,7 @@ _RATE = LogUniform(3e-3, 1.0)
 _MOMENTUM = Choice((0.8, 0.9, 0.95))
 _SMALL_RATE = LogUniform(2e-4, 3e-2)
 _DECAY = LogUniform(1e-4, 1.0)
+_BALL = {"radius": LogUniform(0.03, 0.5)}
 _ENTROPY = {"inner_rate": _RATE, "time_per_rate": LogUniform(10.0, 300.0)}
 _TWO_TIMES = {"rate": _RATE, "time_per_rate": LogUniform(10.0, 1000.0), "slowness": LogUniform(3e-3, 0.1)}
 
@@ -257,6 +267,10 @@ KNOWN = {
             "replicas",
             _replicated,
         ),
+        Method(
+            "Lasry-Lions, NAdam", {"rate": _SMALL_RATE, **_BALL}, functools.partial(_lasry_lions, optax.nadam)
+        ),
+        Method("Lasry-Lions, SGD", {"rate": _RATE, **_BALL}, functools.partial(_lasry_lions, _nesterov_at)),
         Method(
             "Elastic-SGD",
             {"rate": _RATE, "coupling_per_rate": LogUniform(10.0, 1000.0)},

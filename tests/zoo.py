@@ -209,6 +209,12 @@ ZOO = RULES | {
         relaxed=False,
         replicas=REPLICAS,
     ),
+    "lasry_lions": _rule(
+        jaxopt_pde.lasry_lions,
+        {"inner": optax.sgd(0.1, 0.5), "ascent_radius": 1e-5, "pull": 0.05, "averaging": 0.9},
+        lambda gradient: {},
+        "ascent_radius",
+    ),
     "elastic_coupling": Entry(
         jaxopt_pde.elastic_coupling,
         {"coupling_time": 1.0},

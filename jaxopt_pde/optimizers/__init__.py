@@ -18,6 +18,8 @@ from .evaluation import eval_params as eval_params
 from .heat import heat_sgd as heat_sgd
 from .hopf_lax import hopf_lax_sgd as hopf_lax_sgd
 from .hyperparameters import injectable as injectable
+from .lasry_lions import LasryLionsState as LasryLionsState
+from .lasry_lions import lasry_lions as lasry_lions
 from .local_entropy import entropy_sgd as entropy_sgd
 from .local_entropy import local_entropy_gradient as local_entropy_gradient
 from .replicas import ElasticState as ElasticState
@@ -45,6 +47,7 @@ __all__ = [
     "ControlledState",
     "ElasticState",
     "GradientNoise",
+    "LasryLionsState",
     "ParleState",
     "RelaxedState",
     "SignalToNoiseState",
@@ -64,6 +67,7 @@ __all__ = [
     "heat_sgd",
     "hopf_lax_sgd",
     "injectable",
+    "lasry_lions",
     "local_entropy_gradient",
     "parle",
     "scale_by_certainty_equivalent",

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Bool
 
 from .._typing import Params
+from .lasry_lions import LasryLionsState
 from .replicas import ElasticState, ParleState, consensus
 from .stepwise import StepwiseState
 from .two_time_scale import TwoTimeScaleState
@@ -19,7 +20,8 @@ def eval_params(opt_state: Any, params: Params) -> Params:
     """The parameters to evaluate and to save, where they are not the visible params.
 
     Finds our states inside any chain or wrapper. For :func:`jaxopt_pde.entropy_sgd_stepwise` it gives the anchor x
-    between outer steps, and ``params`` right after one; for :func:`jaxopt_pde.two_time_scale` the slow variable x;
+    between outer steps, and ``params`` right after one; for :func:`jaxopt_pde.two_time_scale` and
+    :func:`jaxopt_pde.lasry_lions` the slow variable x;
     for :func:`jaxopt_pde.elastic_coupling` and :func:`jaxopt_pde.parle` the mean of the replicas. For every other
     optimiser it gives ``params``.
 
@@ -42,7 +44,7 @@ def eval_params(opt_state: Any, params: Params) -> Params:
     """
     for state in _found(opt_state, StepwiseState):
         params = _replaced(state.anchor, params, state.inner_count > 0)
-    for state in _found(opt_state, TwoTimeScaleState):
+    for state in _found(opt_state, (TwoTimeScaleState, LasryLionsState)):
         params = _replaced(state.slow, params, state.count > 0)
     return consensus(params) if _found(opt_state, (ElasticState, ParleState)) else params
 

@@ -70,6 +70,9 @@ BAD = {
     "horizon": [0.0, -1.0, float("inf")],
     "coupling_time": [0.0, -1.0, float("nan")],
     "num_particles": [0],
+    "ascent_radius": [-0.1, float("inf")],
+    "ascent_decay": [1.0, -0.1],
+    "pull": [1.0, -0.1, float("nan")],
 }
 LIMITS = {("two_time_scale", "smoothing_time"): [float("inf")]}  # values in BAD that stand for a limit there
 

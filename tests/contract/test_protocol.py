@@ -321,7 +321,7 @@ def test_eval_params_has_the_shapes_of_params(name):
 @every
 def test_a_zero_learning_rate_stays_and_is_finite(name):
     entry, (params, grad_fn, _) = ZOO[name], parabola()
-    if entry.factory is jaxopt_pde.two_time_scale:  # last in a chain
+    if entry.factory in (jaxopt_pde.two_time_scale, jaxopt_pde.lasry_lions):  # last in a chain
         tx = entry.make(inner=optax.sgd(0.0))
     elif "inner" in entry.arguments:
         tx = optax.chain(entry.make(), optax.scale(0.0))
