@@ -38,6 +38,7 @@ from experiments import _bakeoff_report as reporting
 from experiments._bakeoff_methods import Method
 from experiments._bakeoff_presets import PRESETS, Preset
 from experiments._bakeoff_spaces import candidates
+from experiments._bakeoff_summary import summary
 from experiments._bakeoff_tasks import make_task
 from experiments._bakeoff_training import Program, Run, Trainer
 from jaxopt_pde import _validate
@@ -204,7 +205,7 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
 
 
 def files(results: _run.Arrays) -> dict[str, bytes]:
-    """The tidy table as CSV and NPZ, and the manifest that says what its columns are."""
+    """The tidy table as CSV and NPZ, the manifest that says what its columns are, and the README's two tables."""
     columns, stored = reporting.tidy(results), io.BytesIO()
     np.savez(stored, **columns)
     manifest = json.dumps(json.loads(str(results["manifest"])), indent=2, ensure_ascii=False)
@@ -212,6 +213,7 @@ def files(results: _run.Arrays) -> dict[str, bytes]:
         "runs.csv": reporting.as_csv(columns).encode(),
         "runs.npz": stored.getvalue(),
         "manifest.json": manifest.encode(),
+        "summary.md": summary(results).encode(),
     }
 
 

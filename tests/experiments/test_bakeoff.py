@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from experiments import _bakeoff_methods as methods
-from experiments import _bakeoff_presets, _bakeoff_report, _published, _run, bakeoff
+from experiments import _bakeoff_presets, _bakeoff_report, _bakeoff_summary, _published, _run, bakeoff
 from experiments import _bakeoff_statistics as statistics
 from experiments import _bakeoff_training as training
 from experiments.__main__ import draw
@@ -82,13 +82,14 @@ def test_every_gradient_is_counted_and_has_its_own_index(method):
         evaluated = (
             state.average if state.average is not None else method.evaluated(state.moved, state.opt_state)
         )
-        return evaluated, state.moved
+        return evaluated, method.visible(state.moved)
 
-    evaluated, moved = train(hyper, key, params)
+    evaluated, visible = train(hyper, key, params)
     jax.effects_barrier()
     assert sorted(seen) == list(range(2 * method.gradients_per_update))
     assert evaluated["w"].shape == (3,)
-    assert np.all(method.visible(moved)["w"] > 0), "two updates go towards the minimum at 1"
+    # Slow weights may not have begun to move yet, and where a gradient is taken may lie behind.
+    assert np.all(np.maximum(evaluated["w"], visible["w"]) > 0), "two updates go towards the minimum at 1"
 
 
 def test_minibatches_are_epochs_without_replacement_and_know_no_method(lines):
@@ -196,6 +197,31 @@ def test_files_hold_every_report_of_every_run(lines):
     assert manifest["seeds"] == {"all": 0, "tuning": [0], "test": [0, 1]}
     assert set(manifest["columns"]) == set(columns)
     assert manifest["versions"]["optax"] == optax.__version__
+
+
+def test_the_summary_is_sorted_by_rank_and_marks_what_is_clear_of_zero():
+    """Ours is first on both tasks: by 1 ± a little on one, by 0.01 ± much on the other."""
+    spread = np.array([-0.01, 0.0, 0.01])
+    ours = np.stack([0.10 + 1.1 * spread, 0.299 + 5 * spread])
+    sgd = np.stack([0.11 + spread, 0.30 - 5 * spread])
+    errors = np.stack([sgd, ours], axis=1)[..., None]  # [task, method, seed, report]
+    results = {
+        "test_error": errors, "method": np.array(["SGD, cosine", "Lasry-Lions, SGD"]),
+        "title": np.array(["one", "two"]), "unit": np.array(["%", "%"]), "factor": np.array([100.0, 100.0]),
+    }  # fmt: skip
+    assert _bakeoff_summary.best_of_ours(results) == "Lasry-Lions, SGD"
+    errors_table, differences = _bakeoff_summary.summary(results).strip().split("\n\n")
+    first, second = errors_table.splitlines()[2:]
+    assert first.startswith("| *Lasry-Lions, SGD* | 1.0 | **10.00 ± 2.73** | **29.90 ± ")
+    assert second.startswith("| SGD, cosine | 2.0 | 11.00 ± 2.48 | 30.00 ± ")
+    lines = differences.splitlines()
+    assert lines[2] == "| one (%) | **-1.00 ± 0.25** |"
+    assert lines[3].startswith("| two (%) | -0.10 ± ")
+    assert lines[4] == "| clear of 0, of 2 | 1 better, 0 worse |"
+
+
+def test_our_methods_are_known():
+    assert set(_bakeoff_summary.OURS) < set(methods.KNOWN)
 
 
 def test_candidates_fill_their_spaces():
