@@ -258,6 +258,7 @@ def figure(results: _run.Arrays) -> plt.Figure:
     groups = [str(group) for group in results["group"]]
     rows = [v for v, name in enumerate(names) if name != BASE]
     at, separators = heights([groups[v] for v in rows])
+    other_rate = results["chosen"] != results["chosen"][:, [names.index(BASE)]]
     panels = [("mean over the tasks", found.average)]
     if len(found.by_task) > 1:
         panels += list(zip(map(str, results["title"]), found.by_task, strict=True))
@@ -272,7 +273,8 @@ def figure(results: _run.Arrays) -> plt.Figure:
             width_ratios=[1.3] + [1] * (len(panels) - 1),
         )
         for number, (axis, (title, pair)) in enumerate(zip(axes[0], panels, strict=True)):
-            _draw_panel(axis, pair, rows, at)
+            tuned = other_rate[number - 1] if number else np.zeros(len(names), bool)
+            _draw_panel(axis, pair, rows, at, tuned)
             for height in separators:
                 axis.axhline(height, color="#dddddd", linewidth=0.8, zorder=0)
             axis.set_title(title.replace(", 40 %", ",\n40 %"), fontweight="bold" if number == 0 else "normal")
@@ -289,7 +291,8 @@ def figure(results: _run.Arrays) -> plt.Figure:
             )  # fmt: skip
         fig.supxlabel(
             "test error less the base's, % of the base's (95 % intervals, paired over seeds; left is better)\n"
-            "base: Entropy-SGD, L = 20, K = 1, h = t = 100 ε, ε falling as a cosine, m = 0.9, T = 1e-8",
+            "base: Entropy-SGD, L = 20, K = 1, h = t = 100 ε, ε falling as a cosine, m = 0.9, T = 1e-8. "
+            "Open dots: another learning rate was chosen than for the base",
             fontsize=10,
         )
     return fig
@@ -307,12 +310,12 @@ def heights(groups: list[str]) -> tuple[np.ndarray, list[float]]:
     return np.array(at), separators
 
 
-def _draw_panel(axis, pair: Paired, rows: list[int], at: np.ndarray) -> None:
-    """Dots with intervals; where one lies beyond the panel an arrow says how far."""
+def _draw_panel(axis, pair: Paired, rows: list[int], at: np.ndarray, other_rate: np.ndarray) -> None:
+    """Dots with intervals, open where another rate was chosen than the base's; arrows to what lies beyond."""
     difference, half = pair.difference[rows], pair.half_width[rows]
     reach = np.sort(np.abs(difference) + half)
     limit = 1.15 * max(reach[int(0.75 * (len(reach) - 1))], 1.0)
-    for height, middle, width in zip(at, difference, half, strict=True):
+    for height, middle, width, opened in zip(at, difference, half, other_rate[rows], strict=True):
         colour = COLOURS["vermillion" if middle > 0 else "blue"] if abs(middle) > width else PALE
         if abs(middle) > limit:
             side = np.sign(middle)
@@ -327,7 +330,9 @@ def _draw_panel(axis, pair: Paired, rows: list[int], at: np.ndarray) -> None:
         axis.plot(
             [middle - width, middle + width], [height] * 2, color=colour, linewidth=1.5, solid_capstyle="butt"
         )
-        axis.plot(middle, height, marker="o", color=colour, markersize=4.5)
+        axis.plot(
+            middle, height, "o", color=colour, markerfacecolor="white" if opened else colour, markersize=4.8
+        )
     axis.axvline(0, color=INK, linewidth=1, zorder=1)
     axis.set_xlim(-limit, limit)
     axis.locator_params(axis="x", nbins=4)
