@@ -123,10 +123,10 @@ def _accelerated(hyper: Hyper, updates: int, key):
 
 
 def _local_entropy(build, steps: int, chains: int, hyper: Hyper, updates: int, key):
-    """``build(smoothing time, inner rate, **settings)``; the time t in units of the inner rate."""
-    del updates
+    """``build(smoothing time, inner rate, **settings)``: the time t in units of the inner rate, both on a cosine."""
     settings = {"num_steps": steps, "num_chains": chains, "inner_momentum": 0.9, "temperature": 1e-8}
-    return build(hyper["time_per_rate"] * hyper["inner_rate"], hyper["inner_rate"], key=key, **settings)
+    rate = _cosine(hyper["inner_rate"], updates)
+    return build(lambda count: hyper["time_per_rate"] * rate(count), rate, key=key, **settings)
 
 
 def _entropy_sgd(steps: int, chains: int, hyper: Hyper, updates: int, key):
@@ -153,14 +153,14 @@ def _heat(hyper: Hyper, updates: int, key):
 
 
 def _hopf_lax(hyper: Hyper, updates: int, key):
-    del updates
-    time = hyper["time_per_rate"] * hyper["inner_rate"]
-    rates = {"inner_learning_rate": hyper["inner_rate"], "inner_momentum": 0.9}
-    return jaxopt_pde.hopf_lax_sgd(time, time, num_steps=20, key=key, **rates)
+    rate = _cosine(hyper["inner_rate"], updates)
+    time = lambda count: hyper["time_per_rate"] * rate(count)
+    inner = {"num_steps": 20, "inner_learning_rate": rate, "inner_momentum": 0.9}
+    return jaxopt_pde.hopf_lax_sgd(time, time, key=key, **inner)
 
 
 def _two_time_scale(particles: int | None, hyper: Hyper, updates: int, key):
-    inner = _constant(hyper, updates, key)
+    inner = _nesterov({**hyper, "momentum": 0.9}, updates, key)
     settings = {"averaging": 1 - hyper["slowness"], "num_particles": particles}
     return jaxopt_pde.two_time_scale(inner, hyper["time_per_rate"] * hyper["rate"], **settings)
 
@@ -178,7 +178,7 @@ def _elastic(hyper: Hyper, updates: int, key):
 def _parle(hyper: Hyper, updates: int, key):
     def build(time, inner_rate, num_chains, **settings):
         del num_chains  # each of the replicas has one
-        coupling_time = hyper["coupling_per_time"] * time
+        coupling_time = lambda count: hyper["coupling_per_time"] * time(count)
         return jaxopt_pde.parle(time, time, inner_rate, coupling_time=coupling_time, **settings)
 
     return _local_entropy(build, 10, 1, hyper, updates, key)
