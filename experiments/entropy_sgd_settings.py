@@ -27,11 +27,12 @@ worse elsewhere: here Entropy-SGD saves nothing.
 
 Do not read the panel of random labels as it looks. All rows but two are left of zero there because the one tuning seed
 gave the base the rate 0.009, at 9.7 % of validation error against 10.0 % at 0.03, and its test error is then 10.5 %.
-With three tuning seeds, tried afterwards for this task, the base and seven rows, it takes 0.03 and has 7.5 ± 1.3 %; SGD has
-7.5 ± 1.5, and after Holm's correction none of the seven differs from it. The intervals do not contain such accidents of tuning, and in
-the mean over the tasks this one is worth about seven points in favour of every row that escaped it. The mean over the
-other three tasks, also looked at afterwards, has the same eight losers, and in addition L = 5 (+17 ± 8), the mean of
-all steps (+19 ± 7), t/ε falling tenfold (+8 ± 4) and outer momentum 0.5 (+17 ± 6); SGD is then at −8 ± 7.
+With three tuning seeds, tried afterwards for this task, the base and seven rows, it takes 0.03 and has 7.5 ± 1.3 %;
+SGD has 7.5 ± 1.5, and after Holm's correction none of the seven differs from it. The intervals do not contain such
+accidents of tuning, and in the mean over the tasks this one is worth about seven points in favour of every row that
+escaped it. The mean over the other three tasks, also looked at afterwards, has the same eight losers, and in addition
+L = 5 (+17 ± 8), the mean of all steps (+19 ± 7), t/ε falling tenfold (+8 ± 4) and outer momentum 0.5 (+17 ± 6); SGD is
+then at −8 ± 7.
 
 A space-adaptive outer step is left out: its rule compares the loss at the weights with a target, and the relaxed loss
 u that the outer step descends is not measured by the chains; to measure f(x) instead would cost gradients that the
