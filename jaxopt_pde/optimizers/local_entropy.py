@@ -73,8 +73,10 @@ def local_entropy_gradient(
             ``grad_fn``, and for params that are not real and floating or are masked; the message names it.
 
     Good values:
-        ε the learning rate that suits plain SGD; t from L·ε/4 to L·ε/2 (with ε/(1 − m) for ε if there is inner
-        momentum); outer step h ≤ t. In flat directions the particles spread by √(T·t) in every coordinate: keep that
+        ε the learning rate that suits plain SGD, inner momentum m = 0.9, t about ½ L ε/(1 − m), the other defaults,
+        and an outer step h = t without momentum, which moves x to the mean of the particles; ε, t and h falling to 0
+        together. More chains at a longer chain's cost, a smaller t or h, m = 0, outer momentum and a higher T all lost
+        (``docs/theory/estimators.md``). In flat directions the particles spread by √(T·t) in every coordinate: keep that
         well below the size of a weight; the default is the temperature of the published code. ``optax.MultiSteps``
         around it would run all gradients at every mini-step: accumulate inside ``grad_fn`` instead.
 
