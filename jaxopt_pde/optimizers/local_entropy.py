@@ -76,9 +76,10 @@ def local_entropy_gradient(
         ε the learning rate that suits plain SGD, inner momentum m = 0.9, t about ½ L ε/(1 − m), the other defaults,
         and an outer step h = t without momentum, which moves x to the mean of the particles; ε, t and h falling to 0
         together. More chains at a longer chain's cost, a smaller t or h, m = 0, outer momentum and a higher T all lost
-        (``docs/theory/estimators.md``). In flat directions the particles spread by √(T·t) in every coordinate: keep that
-        well below the size of a weight; the default is the temperature of the published code. ``optax.MultiSteps``
-        around it would run all gradients at every mini-step: accumulate inside ``grad_fn`` instead.
+        (``docs/theory/estimators.md``). In flat directions the particles spread by √(T·t) in every coordinate: keep
+        that well below the size of a weight; the default is the temperature of the published code.
+        ``optax.MultiSteps`` around it would run all gradients at every mini-step: accumulate inside ``grad_fn``
+        instead.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxopt_pde
