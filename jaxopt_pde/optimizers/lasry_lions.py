@@ -41,7 +41,7 @@ def lasry_lions(
     ascent_radius: ScalarOrSchedule = 0.1,
     *,
     pull: ScalarOrSchedule = 0.01,
-    averaging: ScalarOrSchedule = 0.99,
+    averaging: ScalarOrSchedule | None = None,
     ascent_decay: float = 0.9,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -70,8 +70,9 @@ def lasry_lions(
             acts on y.
         ascent_radius: ρ ≥ 0 in [param], in the norm of the whole tree.
         pull: κ in [0, 1), the share of y − x that y loses at an update; a number or a schedule.
-        averaging: a in [0, 1), the weight that x keeps. During the first 1/(1 − a) updates x is the plain mean of
-            the y so far.
+        averaging: a in [0, 1), the weight that x keeps; during the first 1/(1 − a) updates x is the plain mean of
+            the y so far. None: a = k/(k + 9) at update k, so that x remembers a ninth of the training so far,
+            whatever its length: the mean with weights that grow as k⁸.
         ascent_decay: b in [0, 1) of the running sum of gradients.
         accumulator_dtype: dtype of x and m; None means that of params but at least float32.
 
@@ -103,14 +104,16 @@ def lasry_lions(
         Lasry & Lions 1986, A remark on regularization in Hilbert spaces, Israel J. Math. 55. Foret, Kleiner, Mobahi &
         Neyshabur 2021, Sharpness-Aware Minimization, arXiv:2010.01412. Becker, Altrock & Risse 2024,
         Momentum-SAM, arXiv:2401.12033 (the ascent along past gradients). Chaudhari et al. 2018, Deep Relaxation,
-        arXiv:1704.04932 (the pull). Their combination, and the pull in the metric of the inner optimiser, are ours.
+        arXiv:1704.04932 (the pull). Shamir & Zhang 2013, Stochastic gradient descent for non-smooth optimization
+        (polynomial weights). Their combination, and the pull in the metric of the inner optimiser, are ours.
     """
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         msg = f"inner must be an optax optimiser such as optax.nadam(1e-3), got {inner!r}."
         raise TypeError(msg)
     _validate.check_nonnegative("ascent_radius", ascent_radius)
     for name, fraction in {"pull": pull, "averaging": averaging, "ascent_decay": ascent_decay}.items():
-        _validate.check_fraction(name, fraction)
+        if fraction is not None or name != "averaging":
+            _validate.check_fraction(name, fraction)
     _validate.check_float_dtype("accumulator_dtype", accumulator_dtype)
     inner = optax.with_extra_args_support(inner)
 
@@ -139,7 +142,8 @@ def lasry_lions(
             step,
             slow,
         )
-        weight = jnp.maximum(1 - at(averaging), 1 / (state.count + 1).astype(dtype))
+        count = state.count.astype(dtype)
+        weight = 9 / (count + 9) if averaging is None else jnp.maximum(1 - at(averaging), 1 / (count + 1))
         mean = jax.tree.map(lambda x, now: x + weight.astype(x.dtype) * (now - x), slow, moved)
         radius = at(ascent_radius)
         emitted = jax.tree.map(
