@@ -171,7 +171,7 @@ def _printed(results: _run.Arrays) -> list[list[str]]:
 
 SHOWN = {
     "SGD, cosine": "#000000", "SAM": "#009e73", "SGD, EMA": "#56b4e9", "AdamW": "#808080",
-    "Entropy-SGD, K = 4": "#d55e00", "two time scales, K = 4": "#cc79a7",
+    "Entropy-SGD, K = 1": "#d55e00", "Lasry-Lions, NAdam": "#cc79a7",
 }  # fmt: skip
 """Methods with a curve, Okabe and Ito's colours; others are in the table."""
 LINE_POINTS = 14.0
