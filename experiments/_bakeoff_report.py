@@ -24,7 +24,7 @@ COLUMNS = {
     "hyperparameters": "JSON, traced numbers of the method",
     "chosen": "whether these hyper-parameters are those tested",
     "gradients": "minibatch gradients spent by this run",
-    "seconds": "measured time of a run so far, batched, without compiling and evaluating",
+    "seconds": "measured time of a run so far, batched, without compiling and evaluating, another task beside it",
     "error": "share misclassified, nats per character for texts; chance level from where the run diverged",
     "loss": "mean cross-entropy of the same examples, nats",
     "train_loss": "of up to 500 training examples with the labels that are trained on, nats",
