@@ -23,9 +23,8 @@ error, with h = t 0.86 ± 0.19, Adam 0.94 ± 0.17 at the dropout of Entropy-SGD 
 parts the two methods of the paper in so short a training is the dropout.
 
 Costs: a gradient of LeNet on 128 images takes about 0.011 s on two quiet cores, so the default 7 minutes, and the
-paper's budget, ``--effective-epochs 100 --reports 10 --num-seeds 5``, about 3 hours. A gradient of All-CNN takes about
-6 s on the same cores when they are busy: ``--task allcnn --effective-epochs 200 --reports 10`` is 78,200 of them for
-each of 9 trainings and wants an accelerator, where we have not timed it.
+paper's budget, ``--effective-epochs 100 --reports 10 --num-seeds 5``, about 3 hours. One of All-CNN takes about 6 s
+on busy ones: ``--task allcnn --effective-epochs 200 --reports 10``, 9 times 78,200 of them, wants an accelerator.
 """
 
 import dataclasses
