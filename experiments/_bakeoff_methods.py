@@ -12,7 +12,7 @@ import jaxopt_pde
 from experiments._bakeoff_spaces import Choice, LogUniform
 from jaxopt_pde import _validate
 
-__all__ = ["KNOWN", "Method", "named"]
+__all__ = ["ABLATIONS", "KNOWN", "PRESET_METHODS", "Method", "named"]
 
 Hyper = dict[str, Any]
 
@@ -165,9 +165,11 @@ def _two_time_scale(particles: int | None, hyper: Hyper, updates: int, key):
     return jaxopt_pde.two_time_scale(inner, hyper["time_per_rate"] * hyper["rate"], **settings)
 
 
-def _lasry_lions(factory, hyper: Hyper, updates: int, key):
+def _lasry_lions(factory, hyper: Hyper, updates: int, key, **changed):
     del key
-    return jaxopt_pde.lasry_lions(factory(_cosine(hyper["rate"], updates)), hyper["radius"])
+    return jaxopt_pde.lasry_lions(
+        factory(_cosine(hyper["rate"], updates)), hyper.get("radius", 0.0), **changed
+    )
 
 
 def _elastic(hyper: Hyper, updates: int, key):
@@ -291,4 +293,22 @@ KNOWN = {
         ),
     )
 }
+
+ABLATIONS = {
+    name: Method(
+        name,
+        {"rate": _SMALL_RATE, **({} if name.endswith("no ascent") else _BALL)},
+        functools.partial(_lasry_lions, optax.nadam, **changed),
+    )
+    for name, changed in (
+        ("Lasry-Lions, no ascent", {}),
+        ("Lasry-Lions, no pull", {"pull": 0.0}),
+        ("Lasry-Lions, pull 0.03", {"pull": 0.03}),
+        ("Lasry-Lions, memory 100", {"averaging": 0.99}),
+    )
+}
+"""Around NAdam with one thing changed; in no preset, for ``--methods``."""
+
+PRESET_METHODS = tuple(KNOWN)
+KNOWN |= ABLATIONS
 """All methods, by name."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments._bakeoff_methods import KNOWN
+from experiments._bakeoff_methods import PRESET_METHODS
 from experiments._bakeoff_tasks import CharLSTM, SmallCNN, Spec
 from jaxopt_pde.models import MLP, AllCNN, LeNet
 
@@ -88,7 +88,7 @@ PRESETS = {
             "mnist-1d": MNIST_1D,
             "char-lstm": LANGUAGE,
         },
-        methods=tuple(KNOWN),
+        methods=PRESET_METHODS,
         candidates=8,
         seeds=6,
         reports=10,
@@ -103,7 +103,7 @@ PRESETS = {
             ),
             **CIFAR,
         },
-        methods=tuple(KNOWN),
+        methods=PRESET_METHODS,
         candidates=24,
         seeds=6,
         reports=20,

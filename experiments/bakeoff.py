@@ -164,32 +164,7 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
         print(cost(config), file=sys.stderr, flush=True)
     load = functools.partial(make_task, seed=config.seed, data_dir=config.data_dir)
     tasks = {name: load(name, spec) for name, spec in preset.tasks.items()}
-    spaces = {m.name: candidates(m.name, m.space, preset.candidates, config.seed) for m in methods}
     stop = threading.Event()
-
-    def grid_of(name: str) -> list[tuple]:
-        """The cells of a task: candidates, the chosen one, both stages."""
-        task, done = tasks[name], []
-        lanes = min(task.spec.lanes, preset.candidates, preset.seeds)
-        trainer = Trainer(task, task.spec.gradients, preset.reports, lanes, config.seed)
-        for method in methods:
-            if stop.is_set():
-                break
-            program, space = Program(trainer, method), spaces[method.name]
-            points = [
-                {key: float(values[c]) for key, values in space.items()} for c in range(preset.candidates)
-            ]
-            tried = [Run(point, 0) for point in points]
-            tune = functools.partial(program.train, tried, "tuning", task.validation)
-            tuning = session.stage(f"{name}, {method.name}, tuning", tune)
-            meter.advance(validation_error=tuning["error"][-1].min())
-            best = choose(tuning)
-            fresh = [Run(points[best], seed) for seed in range(preset.seeds)]
-            test = functools.partial(program.train, fresh, "test", task.test)
-            tested = session.stage(f"{name}, {method.name}, test", test)
-            meter.advance(test_error=tested["error"][-1].mean())
-            done.append((points, best, tuning, tested))
-        return done
 
     # Small programs leave most of two cores idle. The longest tasks first, or one of them ends alone.
     longest = sorted(tasks, key=lambda name: -tasks[name].spec.gradients * tasks[name].spec.milliseconds)
@@ -198,7 +173,8 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
         ThreadPoolExecutor(config.threads) as pool,
     ):
         try:
-            found = dict(zip(longest, pool.map(grid_of, longest), strict=True))
+            cells_of = lambda name: _cells(tasks[name], preset, methods, config.seed, session, meter, stop)
+            found = dict(zip(longest, pool.map(cells_of, longest), strict=True))
         except BaseException:  # Ctrl-C: what is finished is kept
             stop.set()
             raise
@@ -239,6 +215,29 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
         "test_seconds": gather(3, "seconds", moved=False),
         "manifest": np.array(json.dumps(reporting.manifest(config, preset, methods), ensure_ascii=False)),
     }
+
+
+def _cells(task, preset: Preset, methods: list[Method], seed: int, session, meter, stop) -> list[tuple]:
+    """Of a task, for every method: its candidates, the index of the chosen one, what both stages gave."""
+    done, lanes = [], min(task.spec.lanes, preset.candidates, preset.seeds)
+    trainer = Trainer(task, task.spec.gradients, preset.reports, lanes, seed)
+    for method in methods:
+        if stop.is_set():
+            break
+        program = Program(trainer, method)
+        space = candidates(method.name, method.space, preset.candidates, seed)
+        points = [{key: float(values[c]) for key, values in space.items()} for c in range(preset.candidates)]
+        tried = [Run(point, 0) for point in points]
+        tune = functools.partial(program.train, tried, "tuning", task.validation)
+        tuning = session.stage(f"{task.name}, {method.name}, tuning", tune)
+        meter.advance(validation_error=tuning["error"][-1].min())
+        best = choose(tuning)
+        fresh = [Run(points[best], index) for index in range(preset.seeds)]
+        test = functools.partial(program.train, fresh, "test", task.test)
+        tested = session.stage(f"{task.name}, {method.name}, test", test)
+        meter.advance(test_error=tested["error"][-1].mean())
+        done.append((points, best, tuning, tested))
+    return done
 
 
 def files(results: _run.Arrays) -> dict[str, bytes]:

@@ -21,9 +21,8 @@ def eval_params(opt_state: Any, params: Params) -> Params:
 
     Finds our states inside any chain or wrapper. For :func:`jaxopt_pde.entropy_sgd_stepwise` it gives the anchor x
     between outer steps, and ``params`` right after one; for :func:`jaxopt_pde.two_time_scale` and
-    :func:`jaxopt_pde.lasry_lions` the slow variable x;
-    for :func:`jaxopt_pde.elastic_coupling` and :func:`jaxopt_pde.parle` the mean of the replicas. For every other
-    optimiser it gives ``params``.
+    :func:`jaxopt_pde.lasry_lions` the slow variable x; for :func:`jaxopt_pde.elastic_coupling` and
+    :func:`jaxopt_pde.parle` the mean of the replicas. For every other optimiser it gives ``params``.
 
     Args:
         opt_state: the optimiser's state, however nested.

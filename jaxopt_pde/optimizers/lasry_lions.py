@@ -131,13 +131,14 @@ def lasry_lions(
         _validate.check_same_tree("updates", updates, params)
         dtype = scalar_dtype(state.slow)
         at = lambda setting: jnp.asarray(evaluate(setting, state.count), dtype)
+        share, radius = at(pull), at(ascent_radius)
         wide = cast_up(params, accumulator_dtype)
         y = _along(wide, -state.radius, state.ascent)
         step, inner_state = inner.update(updates, state.inner, cast_like(y, params), **extra_args)
         ascent = jax.tree.map(lambda m, g: ascent_decay * m + g.astype(m.dtype), state.ascent, updates)
         slow = jax.tree.map(lambda x, now: jnp.where(state.count == 0, now, x), state.slow, y)
         moved = jax.tree.map(
-            lambda now, s, x: now + s.astype(now.dtype) - at(pull).astype(now.dtype) * (now - x),
+            lambda now, s, x: now + s.astype(now.dtype) - share.astype(now.dtype) * (now - x),
             y,
             step,
             slow,
@@ -145,7 +146,6 @@ def lasry_lions(
         count = state.count.astype(dtype)
         weight = 9 / (count + 9) if averaging is None else jnp.maximum(1 - at(averaging), 1 / (count + 1))
         mean = jax.tree.map(lambda x, now: x + weight.astype(x.dtype) * (now - x), slow, moved)
-        radius = at(ascent_radius)
         emitted = jax.tree.map(
             lambda new, old, p: (new - old).astype(p.dtype), _along(moved, radius, ascent), wide, params
         )
