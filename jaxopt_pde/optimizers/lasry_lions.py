@@ -86,8 +86,8 @@ def lasry_lions(
             params not real and floating; the message names it.
 
     Good values:
-        ``optax.nadam`` with a cosine decay and ρ from 0.03 to 0.5, the larger the more there is to overfit; κ = 0.03
-        where labels are wrong. Beyond that a pull only slows learning.
+        ``optax.nadam`` with a cosine decay and ρ from 0.03 to 0.5, the larger the more there is to overfit, the other
+        defaults (``python -m experiments run bakeoff``).
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxopt_pde
