@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _run
+from experiments import _run, _store
 
 # --- hashes ---
 
@@ -67,7 +67,7 @@ def test_a_crash_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch, crash)
         raise KeyboardInterrupt
 
     if crash == "before the rename":
-        monkeypatch.setattr(_run.os, "replace", replace)
+        monkeypatch.setattr(_store.os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         _run.write_atomically(path, write)
     assert path.read_bytes() == before

@@ -1,0 +1,335 @@
+"""Checkpoints of a training that may be killed at any moment: orbax, with the checks it leaves to its caller."""
+
+import json
+import shutil
+import warnings
+import zlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments._store import StoreError, read_json, write_json
+
+# JAX and orbax are imported inside the functions that need them, so that `list` and `report` answer at once.
+
+PyTree = Any
+Leaves = list[tuple[str, Any]]
+
+
+class CheckpointMismatch(StoreError):  # noqa: N818
+    """A stored checkpoint belongs to another configuration or to another state; the message names the difference."""
+
+
+class Checkpoints(AbstractContextManager):
+    """The newest checkpoints of one training, in one directory.
+
+    A save copies the state to the host, returns, and writes in the background into a temporary directory that gets
+    its name when it is whole. Older checkpoints go only after that, so a kill at any moment leaves the newest whole
+    one. Under ``jax.distributed`` every process makes one with the same arguments, on a file system they share, and
+    calls it at the same places with the same global arrays.
+
+    Args:
+        directory: made if missing; nothing else may be kept there, and one process (or one group) writes at a time.
+        config: what makes the state, as JSON knows it; stored beside the checkpoints.
+        keep: how many to keep. With one, a damaged file loses everything.
+
+    Raises:
+        CheckpointMismatch: if the checkpoints there are of another configuration.
+        StoreError: if the stored configuration is missing or damaged.
+        ValueError: for ``keep`` below one.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> state = {"key": jax.random.key(0), "x": jax.numpy.ones(3)}
+        >>> with tempfile.TemporaryDirectory() as directory, Checkpoints(directory, {"rate": 0.1}) as checkpoints:
+        ...     checkpoints.save(7, state)
+        ...     step, restored = checkpoints.restore(state)
+        >>> step, restored["x"].tolist()
+        (7, [1.0, 1.0, 1.0])
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any], *, keep: int = 2):
+        if keep < 1:
+            msg = f"keep must be at least 1, got {keep}."
+            raise ValueError(msg)
+        import jax
+        import orbax.checkpoint
+
+        self.directory = Path(directory).resolve()
+        new = not self._refuse_others(dict(config))
+        if jax.process_index() == 0:
+            # What a killed save left. Orbax would do it in a thread, which complains if the program ends before it.
+            for path in self.directory.glob(f"*{orbax.checkpoint.utils.TMP_DIR_SUFFIX}*"):
+                shutil.rmtree(path)
+        options = orbax.checkpoint.CheckpointManagerOptions(max_to_keep=keep)
+        self._manager = orbax.checkpoint.CheckpointManager(self.directory, options=options)
+        if new and jax.process_index() == 0:  # the others have read by now: orbax waited for everybody
+            write_json(self.directory / "config.json", dict(config))
+        self._damaged: set[int] = set()
+
+    def _refuse_others(self, config: dict[str, Any]) -> bool:
+        """Whether there are checkpoints, which then are of this configuration."""
+        if not _committed(self.directory):
+            return False
+        stored, asked = _fields(read_json(self.directory / "config.json")), _fields(config)
+        for name in [*stored, *asked]:
+            there, here = (fields.get(name, "absent") for fields in (stored, asked))
+            if there != here:
+                msg = (
+                    f"The checkpoints in {self.directory} are of another configuration: {name} is {there} there, "
+                    f"{here} here. Ask for that configuration, or give this one its own directory."
+                )
+                raise CheckpointMismatch(msg)
+        return True
+
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint, or None; one still being written does not count."""
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        """The whole checkpoints on disk (orbax gives them their names last), without those found damaged."""
+        return sorted(set(_committed(self.directory)) - self._damaged)
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Copies the state and writes it in the background; what it was copied from may be donated at once.
+
+        Args:
+            step: larger than those saved before.
+            state: a pytree of JAX and NumPy arrays (sharded, of any dtype, typed keys) and numbers.
+
+        Raises:
+            StoreError: if the save before this one could not be written, such as on a full disk. The older
+                checkpoints are intact, and saving may be tried again.
+            TypeError: for a leaf that is neither an array nor a number.
+            ValueError: for a step not larger than the last one.
+        """
+        import orbax.checkpoint
+
+        leaves = _named(state)
+        types = [[name, _type(name, leaf)] for name, leaf in leaves]
+        arrays = {name: _as_array(leaf) for name, leaf in leaves}
+        self._wait()
+        # What was passed over must not stand in the way of the steps that are made again.
+        for damaged in self._damaged.intersection(self._manager.all_steps()):
+            self._manager.delete(damaged)
+        if (last := self._manager.latest_step()) is not None and step <= last:
+            msg = f"step must be larger than that of the last checkpoint in {self.directory}, {last}, got {step}."
+            raise ValueError(msg)
+        sums = [_checksum(array) for array in arrays.values()]
+        self._guard(
+            lambda: self._manager.save(
+                step,
+                args=orbax.checkpoint.args.StandardSave(_stored(arrays)),
+                custom_metadata={"leaves": [[*each, check] for each, check in zip(types, sums, strict=True)]},
+                force=True,
+            )
+        )
+
+    def restore(self, like: PyTree) -> tuple[int, PyTree] | None:
+        """The newest whole checkpoint, bit for bit; a damaged one is passed over with a warning.
+
+        Args:
+            like: the state that was saved, or one of its structure and types: arrays or
+                ``jax.ShapeDtypeStruct``. What is restored has its shardings, on whatever devices they are;
+                weakly typed arrays come back strongly typed.
+
+        Returns:
+            The step and the state; None if there is no checkpoint.
+
+        Raises:
+            CheckpointMismatch: if a leaf is missing, or of another shape, dtype or kind of key.
+            StoreError: if the save before could not be written.
+        """
+        import jax
+
+        self._wait()
+        leaves = _named(like)
+        for step in reversed(self._steps()):
+            arrays, error = {}, None
+            try:
+                arrays = self._read(step, leaves)
+            except CheckpointMismatch:
+                raise
+            except (
+                Exception
+            ) as caught:  # tensorstore, json and orbax raise half a dozen types for damaged files
+                error = caught
+            if _everywhere(error is None):
+                state = [_like(arrays[name], leaf) for name, leaf in leaves]
+                return step, jax.tree.unflatten(jax.tree.structure(like), state)
+            self._damaged.add(step)
+            reason = (
+                f"{type(error).__name__}: {error}".partition("\n")[0][:300] if error else "in another process"
+            )
+            warnings.warn(
+                f"{self.directory / str(step)} cannot be read ({reason}). Taking the checkpoint before it.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return None
+
+    def _read(self, step: int, leaves: Leaves) -> dict[str, Any]:
+        import orbax.checkpoint
+
+        about = self._manager.metadata(step).custom_metadata["leaves"]
+        self._refuse_other_leaves(step, about, [(name, _type(name, leaf)) for name, leaf in leaves])
+        targets = {name: _target(leaf) for name, leaf in leaves}
+        arrays = self._manager.restore(step, args=orbax.checkpoint.args.StandardRestore(_stored(targets)))
+        for name, _, check in about:
+            if name in arrays and check is not None and _checksum(arrays[name]) != check:
+                msg = f"the bytes of {name} are not those that were written"
+                raise ValueError(msg)
+        return arrays | {n: np.empty(t.shape, t.dtype) for n, t in targets.items() if not t.size}
+
+    def _refuse_other_leaves(self, step: int, about: list[list[Any]], asked: list[tuple[str, str]]) -> None:
+        stored, asked = {name: kind for name, kind, _ in about}, dict(asked)
+        for name in [*stored, *asked]:
+            there, here = stored.get(name, "absent"), asked.get(name, "absent")
+            if there != here:
+                msg = (
+                    f"{self.directory / str(step)} holds another state: {name} is {there} there, {here} here."
+                )
+                raise CheckpointMismatch(msg)
+
+    def close(self) -> None:
+        """Waits for what is being written.
+
+        Raises:
+            StoreError: if it could not be written; older checkpoints are intact.
+        """
+        try:
+            self._wait()
+        finally:
+            self._manager.close()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _wait(self) -> None:
+        self._guard(self._manager.wait_until_finished)
+
+    def _guard(self, act: Any) -> None:
+        try:
+            act()
+        except Exception as error:
+            self._manager.reload()  # it has forgotten the checkpoints that were to make room
+            msg = (
+                f"A checkpoint could not be written to {self.directory} ({type(error).__name__}: {error}). "
+                f"The newest whole one there is of step {self.latest()}."
+            )
+            raise StoreError(msg) from error
+
+
+def _committed(directory: Path) -> list[int]:
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []
+    return [int(name) for name in names if name.isdigit()]
+
+
+def _fields(config: Any, name: str = "") -> dict[str, str]:
+    """The fields of nested mappings by their dotted names, as JSON text (in which NaN equals itself)."""
+    if isinstance(config, Mapping) and (config or not name):
+        nested = (_fields(value, f"{name}.{key}" if name else str(key)) for key, value in config.items())
+        return {field: text for fields in nested for field, text in fields.items()}
+    return {name: json.dumps(config)}
+
+
+def _everywhere(here: bool) -> bool:
+    """Whether it is so in all processes."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    return (
+        bool(np.all(multihost_utils.process_allgather(np.asarray(here)))) if jax.process_count() > 1 else here
+    )
+
+
+# A state as orbax gets it: arrays by name, keys as their data, and the empty arrays, which it refuses, left out.
+
+
+def _named(tree: PyTree) -> Leaves:
+    import jax
+
+    return [(jax.tree_util.keystr(path) or "state", leaf) for path, leaf in jax.tree.leaves_with_path(tree)]
+
+
+def _is_key(leaf: Any) -> bool:
+    import jax
+
+    return jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+
+
+def _type(name: str, leaf: Any) -> str:
+    """Dtype and shape, such as ``bfloat16[3, 2]`` or ``key<fry>[]``."""
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    if not _is_key(leaf) and np.dtype(leaf.dtype).kind in "OUSMm":
+        msg = f"{name} must be an array of numbers, booleans or keys, or a number, got {leaf!r}."
+        raise TypeError(msg)
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _on_device(leaf: Any) -> bool:
+    import jax
+
+    return isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
+
+
+def _as_array(leaf: Any) -> Any:
+    import jax
+
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    return leaf if _on_device(leaf) else np.asarray(leaf)
+
+
+def _stored(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: array for name, array in arrays.items() if array.size} or {"nothing": np.zeros(1)}
+
+
+def _checksum(array: Any) -> int | None:
+    """Of all bytes, since orbax would read changed ones without a word; None if other processes have some."""
+    if not getattr(array, "is_fully_addressable", True):
+        return None
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _target(leaf: Any) -> Any:
+    """What tells orbax to read a leaf onto its devices, or to the host."""
+    import jax
+
+    if not _on_device(leaf):
+        return np.empty_like(np.asarray(leaf))
+    data = jax.eval_shape(_as_array, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    if (sharding := _sharding(leaf)) is None:
+        return np.empty(data.shape, data.dtype)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+
+
+def _like(array: Any, leaf: Any) -> Any:
+    """What orbax read, as the kind of ``leaf``: an array, a key, a number."""
+    import jax
+    import jax.numpy as jnp
+
+    if not _on_device(leaf):
+        array = np.asarray(array)
+        return (
+            array
+            if isinstance(leaf, np.ndarray)
+            else array[()]
+            if isinstance(leaf, np.generic)
+            else array.item()
+        )
+    array = array if isinstance(array, jax.Array) else jax.device_put(jnp.asarray(array), _sharding(leaf))
+    if not _is_key(leaf):
+        return array
+    names = []  # only a key that is traced tells the name of its algorithm, not its type
+    jax.eval_shape(lambda key: names.append(jax.random.key_impl(key)), leaf)
+    return jax.random.wrap_key_data(array, impl=names[0])
+
+
+def _sharding(leaf: Any) -> Any:
+    """Where a JAX array belongs; None for one that JAX may move, which else would come back bound to its device."""
+    return leaf.sharding if getattr(leaf, "committed", True) else None
