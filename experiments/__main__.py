@@ -264,7 +264,8 @@ def list_experiments(console: rich.console.Console) -> None:
 def run_experiment(command: Run, console: rich.console.Console) -> None:
     """Runs, or takes the stored result, and shows it."""
     module = load(command.experiment)
-    with rich_display(rich.console.Console(stderr=True)) as display:
+    log = rich.console.Console(stderr=True)
+    with rich_display(log) as display:
         record = _run.execute(
             command.experiment,
             module,
@@ -272,6 +273,7 @@ def run_experiment(command: Run, console: rich.console.Console) -> None:
             results_dir=command.results_dir,
             force=command.force,
             display=display,
+            tell=functools.partial(log.print, markup=False, highlight=False, soft_wrap=True),
         )
     if record.reused:
         console.print(f"Stored result of {record.environment['date']}; --force runs it again.", markup=False)
@@ -313,7 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         rich.console.Console(stderr=True).print(
-            "Interrupted. Finished stages are kept: the same command (without --force) goes on from there."
+            "Interrupted. Finished stages and checkpoints are kept: the same command (without --force) goes on from "
+            "there."
         )
         return INTERRUPTED
     return FINISHED

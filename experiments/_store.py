@@ -21,6 +21,9 @@ def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
     Args:
         path: the file; its directory is made if missing.
         write: writes the content to the binary file it is given.
+
+    Raises:
+        StoreError: if it cannot be written, such as on a full disk; what was there before is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -30,8 +33,11 @@ def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
             file.flush()
             os.fsync(file.fileno())  # else a power cut may keep the new name and lose the bytes
         os.replace(temporary, path)
-    except BaseException:  # Ctrl-C too
+    except BaseException as error:  # Ctrl-C too
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            msg = f"{path} cannot be written ({error}); what was there before is intact."
+            raise StoreError(msg) from error
         raise
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 import experiments
-from experiments import _run
+from experiments import _run, _unfinished
 from experiments.__main__ import load
 
 ROOT = Path(experiments.__file__).parents[1]
@@ -19,6 +19,10 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background hands on "ignored"
 import experiments
 experiments.__path__.append(sys.argv[1])
+from experiments import _unfinished
+if "--always" in sys.argv:
+    sys.argv.remove("--always")
+    _unfinished.SECONDS, _unfinished.COST = 0.0, float("inf")
 from experiments.__main__ import main
 status = main(sys.argv[2:])
 """
@@ -45,6 +49,13 @@ class Source(NamedTuple):
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """A checkpoint after every iteration of a scan, however short; ``--always`` is that for the processes below."""
+    monkeypatch.setattr(_unfinished, "SECONDS", 0.0)
+    monkeypatch.setattr(_unfinished, "COST", float("inf"))
 
 
 @pytest.fixture(scope="session")

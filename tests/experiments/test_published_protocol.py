@@ -134,7 +134,7 @@ class Interrupted(Exception):  # noqa: N818
     """Stands for Ctrl-C."""
 
 
-def test_a_killed_training_goes_on_to_the_same_bits_whatever_else_is_trained(smoke, tmp_path):
+def test_a_killed_training_goes_on_to_the_same_bits_whatever_else_is_trained(smoke, always, tmp_path):
     """Interrupted in its second report, resumed; beside that the SMOKE run, which trains another method before."""
     whole, config = smoke("published_protocol").results, dataclasses.replace(SMOKE, methods=("Adam",))
     calls = []

@@ -1,5 +1,6 @@
 """The runner: hashes, atomic files, damage, bitwise resuming after real kills."""
 
+import contextlib
 import dataclasses
 import functools
 import signal
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _run, _store
+from experiments import _run, _session, _store
 
 # --- hashes ---
 
@@ -140,10 +141,12 @@ def uninterrupted(new_source, stored_bytes, tmp_path_factory):
     return stored_bytes(folder)
 
 
-@pytest.mark.parametrize(("how", "reached"), [(signal.SIGINT, "walk.npz"), (signal.SIGKILL, "noise%2F1.npz")])
+@pytest.mark.parametrize(
+    ("how", "reached"), [(signal.SIGINT, "walk.scan/carry/2"), (signal.SIGKILL, "noise%2F1.npz")]
+)
 def test_a_killed_run_resumes_to_the_same_bytes(source, stored_bytes, tmp_path, uninterrupted, how, reached):
     results, log = tmp_path / "results", tmp_path / "log"
-    arguments = ["run", "walk", "--results-dir", results, "--log", log]
+    arguments = ["run", "walk", "--results-dir", results, "--log", log, "--always"]
     killed = source.command(*arguments, "--pause", "0.25")
     deadline = time.monotonic() + 60
     while not list(results.glob(f"walk/*/stages/{reached}")):
@@ -153,7 +156,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(source, stored_bytes, tmp_path, 
     killed.send_signal(how)
     output, _ = killed.communicate(timeout=60)
     assert killed.returncode == (130 if how == signal.SIGINT else -how), output
-    assert ("Finished stages are kept" in output) == (how == signal.SIGINT)
+    assert ("Finished stages and checkpoints are kept" in output) == (how == signal.SIGINT)
     assert not list(results.glob("walk/*/results.npz"))
     before = log.read_text().split("\n")[:-1]
 
@@ -162,11 +165,13 @@ def test_a_killed_run_resumes_to_the_same_bytes(source, stored_bytes, tmp_path, 
     assert resumed.returncode == 0, output
     assert stored_bytes(results) == uninterrupted
     assert not list(results.glob("walk/*/stages"))
+    assert f"interrupted: {4 if how == signal.SIGINT else 2} finished pieces are kept" in output
+    assert ("walk: going on after" in output) == (how == signal.SIGINT)
     lines = log.read_text().split("\n")[:-1]
     everything = [f"{kind} {index}" for kind in ("stage", "scan") for index in range(4)]
     assert set(lines) == set(everything)
-    # at most the one that the signal fell into is computed twice
-    assert len(lines) <= len(everything) + 1
+    # at most the one that the signal fell into is computed twice, and the one whose checkpoint was being written
+    assert len(lines) <= len(everything) + 2
     assert before == everything[: len(before)]
     assert len(before) < len(everything)
 
@@ -176,7 +181,7 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 5])
-def test_scan_is_a_loop_and_resumes_from_any_iteration(tmp_path, cut):
+def test_scan_is_a_loop_and_resumes_from_any_iteration(tmp_path, always, cut):
     @functools.partial(jax.jit, donate_argnums=0)
     def step(carry):
         key, tree = carry
@@ -211,19 +216,26 @@ def test_scan_is_a_loop_and_resumes_from_any_iteration(tmp_path, cut):
     assert jax.tree.structure(carry) == jax.tree.structure(expected_carry)
     for ours, theirs in zip(jax.tree.leaves(carry), jax.tree.leaves(expected_carry), strict=True):
         assert ours.dtype == theirs.dtype
-        np.testing.assert_array_equal(_run._to_host(ours), _run._to_host(theirs))
+        np.testing.assert_array_equal(_session._to_host(ours), _session._to_host(theirs))
     assert not carry[1]["scale"].weak_type
 
 
-def test_scan_keeps_a_sharded_carry_sharded(tmp_path):
+@pytest.mark.parametrize("finished", [True, False])
+def test_scan_keeps_a_sharded_carry_sharded(tmp_path, always, finished):
     mesh = jax.make_mesh((8,), ("chains",))
     sharding = jax.NamedSharding(mesh, jax.P("chains"))
     start = jax.device_put(jnp.arange(8.0), sharding)
-    body = lambda carry, index: (carry + 1, {"sum": carry.sum()})
-    _run.Session(tmp_path).scan("s", body, start, 1)
-    carry, _ = _run.Session(tmp_path).scan("s", body, start, 1)
+
+    def body(carry, index, last=9):
+        if index == last:
+            raise StoppedError
+        return carry + 1, {"sum": carry.sum()}
+
+    with contextlib.nullcontext() if finished else pytest.raises(StoppedError):
+        _run.Session(tmp_path).scan("s", functools.partial(body, last=9 if finished else 1), start, 2)
+    carry, _ = _run.Session(tmp_path).scan("s", body, start, 2)
     assert carry.sharding == sharding
-    np.testing.assert_array_equal(carry, np.arange(8) + 1.0)
+    np.testing.assert_array_equal(carry, np.arange(8) + 2.0)
 
 
 def test_scan_refuses_a_carry_that_changes_type(tmp_path):
