@@ -1,11 +1,14 @@
 """One mesh axis for chains or rollouts: the check of its sharding, and the constraint that keeps them on it."""
 
+from collections.abc import Callable
+
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
 from ._typing import Params
 
-__all__ = ["check_axis_sharding", "free_all_but_the_mapped_axis", "mapped_axis"]
+__all__ = ["check_axis_sharding", "free_all_but_the_mapped_axis", "vmap_over_axis"]
 
 
 def check_axis_sharding(name: str, sharding: NamedSharding | None, counted: str, count: int) -> None:
@@ -30,14 +33,30 @@ def check_axis_sharding(name: str, sharding: NamedSharding | None, counted: str,
         raise ValueError(msg)
 
 
-def mapped_axis(sharding: NamedSharding | None) -> str | None:
-    """The mesh axis for ``vmap(spmd_axis_name=…)``."""
-    return None if sharding is None else sharding.spec[0]
+def vmap_over_axis(
+    function: Callable[..., Params], sharding: NamedSharding | None, in_axes
+) -> Callable[..., Params]:
+    """``jax.vmap(function, in_axes)(indices, *rest)`` with the mapped axis on that of ``sharding``.
+
+    Args:
+        function: its first argument is an index 0 … n − 1.
+        sharding: None for a plain vmap.
+        in_axes: as of ``jax.vmap``.
+    """
+    if sharding is None:
+        return jax.vmap(function, in_axes)
+    if not _is_explicit(sharding):
+        return jax.vmap(function, in_axes, spmd_axis_name=sharding.spec[0])
+
+    def mapped(indices: Int[Array, " n"], *rest):  # the types of arrays say where they are: vmap follows them
+        return jax.vmap(function, in_axes)(jax.sharding.reshard(indices, sharding), *rest)
+
+    return mapped
 
 
 def free_all_but_the_mapped_axis(tree: Params, sharding: NamedSharding | None) -> Params:
     """Under ``vmap(spmd_axis_name=…)`` a constraint that leaves every axis free still pins the mapped one."""
-    if sharding is None:
+    if sharding is None or _is_explicit(sharding):
         return tree
     free = PartitionSpec.UNCONSTRAINED
     return jax.tree.map(
@@ -46,3 +65,8 @@ def free_all_but_the_mapped_axis(tree: Params, sharding: NamedSharding | None) -
         ),
         tree,
     )
+
+
+def _is_explicit(sharding: NamedSharding) -> bool:
+    mesh = sharding.mesh
+    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[sharding.spec[0]] == AxisType.Explicit

@@ -109,7 +109,8 @@ def summarise(exponents: Float[Array, " n"], gradients: Params, scale) -> Weight
     total = jnp.sum(unnormalised)
     weights = unnormalised / total
     average = lambda w, tree: jax.tree.map(lambda g: jnp.tensordot(w.astype(g.dtype), g, axes=1), tree)
-    mean = average(weights, gradients)
+    # Divided after the sum: spread over devices, ``total`` and the sum of gradients are then one all-reduce.
+    mean = jax.tree.map(lambda g: g / total.astype(g.dtype), average(unnormalised, gradients))
     deviations = jax.tree.map(lambda g, m: g - m[None], gradients, mean)
     weighted = jax.tree.map(
         lambda d: d * weights.astype(d.dtype).reshape(-1, *[1] * (d.ndim - 1)), deviations

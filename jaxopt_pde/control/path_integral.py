@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from .. import _validate
 from .._arithmetic import cast_like, cast_up
-from .._sharding import check_axis_sharding, mapped_axis
+from .._sharding import check_axis_sharding, vmap_over_axis
 from .._typing import GradFn, Params, ValueFn
 from . import _rollouts
 
@@ -138,8 +138,11 @@ class PathIntegral:
             self.num_steps,
             self.rollout_sharding,
         )
-        run = jax.value_and_grad(functools.partial(_rollouts.rollout, dynamics, params, key))
-        run = jax.vmap(run, in_axes=(None, 0), spmd_axis_name=mapped_axis(self.rollout_sharding))
+        one = jax.value_and_grad(functools.partial(_rollouts.rollout, dynamics, params, key))
+        several = vmap_over_axis(
+            lambda index, start: one(start, index), self.rollout_sharding, in_axes=(0, None)
+        )
+        run = lambda start, indices: several(indices, start)
         indices = jnp.arange(n, dtype=jnp.int32)
         if self.rollout_batch_size is None:
             exponents, gradients = run(anchor, indices)
@@ -232,7 +235,8 @@ def path_integral(
         rollout_batch_size: rollouts run together under ``vmap`` (static), a divisor of n; None means all. The chunks
             are merged by log-sum-exp and give the same numbers, in the memory of one chunk.
         rollout_sharding: ``NamedSharding(mesh, PartitionSpec("axis"))`` spreads the rollouts over a mesh axis, whose
-            size must divide n. Leaves keep their own sharding on other axes.
+            size must divide n. Leaves keep their own sharding on other axes. A control is then one all-reduce of a
+            number, the least exponent, and one of the size of ``params``.
         accumulator_dtype: dtype of positions and averages; None means that of ``params`` but at least float32. All
             functions see the dtype of ``params``.
 

@@ -170,7 +170,7 @@ def parle(
     Extra args of ``update``:
         grad_fn: ``(params, InnerStep) -> gradient`` of *one* replica, params without the axis of the replicas;
             called L times, batched over the replicas. ``InnerStep.chain`` is the replica 0 … R − 1 and
-            ``InnerStep.step`` the inner step, so ``batches[step.step, step.chain]`` gives each its own.
+            ``InnerStep.step`` the inner step; ``InnerStep.batch(batches)`` gives each its own.
         value_fn: ``params -> loss`` of one replica, used when ``grad_fn`` is missing.
 
     Returns:
@@ -185,8 +185,7 @@ def parle(
 
     Good values:
         Those of :func:`entropy_sgd`, ρ from t to 100 t. To spread the replicas over devices shard the first axis of
-        params; keep ``batches`` whole on every device or draw them from ``InnerStep.key``, because a lookup by
-        ``InnerStep.chain`` in an array split by replica would communicate at every step.
+        params, and axis 1 of ``batches`` the same way: looked up by ``InnerStep.batch`` they stay where they are.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxopt_pde
@@ -196,7 +195,7 @@ def parle(
         >>> opt_state = tx.init(params)
         >>> @jax.jit
         ... def train_step(params, opt_state, batches):  # leading axes [num_steps, replicas]
-        ...     grad_fn = lambda p, s: jax.grad(loss)(p, batches[s.step, s.chain])
+        ...     grad_fn = lambda p, s: jax.grad(loss)(p, s.batch(batches))
         ...     updates, opt_state = tx.update(params, opt_state, params, grad_fn=grad_fn)
         ...     return optax.apply_updates(params, updates), opt_state
         >>> for i in range(8):

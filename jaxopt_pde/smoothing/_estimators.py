@@ -40,7 +40,7 @@ class Chains(NamedTuple):
     """What the chains leave behind, each a tree with a leading axis K (None where the estimator needs it not)."""
 
     position: Params
-    start: Params | None
+    start: Params | None  # None also where all chains start at the anchor
     mean_position: Params | None
     mean_gradient: Params | None
     first_gradient: Params | None
@@ -57,33 +57,48 @@ def estimate(
     num_chains: int,
 ) -> tuple[Params, dict[str, Array]]:
     """Combines the chains; returns the estimate of ∇u and the ``info`` of :func:`jaxopt_pde.smoothing.langevin`."""
+    # ``gradient`` comes from sums over the chains of which none waits for another: with the chains spread over a mesh
+    # axis they are one all-reduce.
     if estimator == "gradient":
         coefficient, per_chain = jnp.ones_like(inverse_time), chains.mean_gradient
+        gradient = _mean(per_chain)
     else:
         displacement = jax.tree.map(
             lambda x, y: (x[None] - y) * inverse_time.astype(x.dtype), anchor, chains.mean_position
         )
         coefficient, per_chain = jnp.zeros_like(inverse_time), displacement
+        gradient = _mean(displacement)
         if estimator == "control_variate":
             control = optax.tree.sub(chains.mean_gradient, displacement)
+            mean_control = _mean(control)  # once: XLA would send a second copy along
             if curvature is None:
-                coefficient = _least_squares_coefficient(chains, control, inverse_time, num_chains)
+                coefficient = _least_squares_coefficient(
+                    chains, anchor, gradient, control, mean_control, inverse_time, num_chains
+                )
             else:
                 coefficient = inverse_time / (inverse_time + jnp.asarray(curvature, inverse_time.dtype))
-            per_chain = jax.tree.map(lambda d, p: d + coefficient.astype(d.dtype) * p, displacement, control)
-    gradient = jax.tree.map(lambda g: jnp.mean(g, axis=0), per_chain)
+            combine = lambda d, p: d + coefficient.astype(d.dtype) * p
+            per_chain = jax.tree.map(combine, displacement, control)
+            gradient = jax.tree.map(combine, gradient, mean_control)
     return gradient, {
         "control_coefficient": coefficient,
-        "standard_error": _standard_error(per_chain, num_chains, inverse_time.dtype),
+        "standard_error": _standard_error(per_chain, gradient, num_chains, inverse_time.dtype),
     }
 
 
 def _least_squares_coefficient(
-    chains: Chains, control: Params, inverse_time: Float[Array, ""], num_chains: int
+    chains: Chains,
+    anchor: Params,
+    mean_displacement: Params,
+    control: Params,
+    mean_control: Params,
+    inverse_time: Float[Array, ""],
+    num_chains: int,
 ) -> Float[Array, ""]:
     """The coefficient of the module's docstring, from all chains together."""
     dtype = inverse_time.dtype
-    moved = optax.tree.sub(chains.mean_position, chains.start)
+    start = jax.tree.map(lambda x: x[None], anchor) if chains.start is None else chains.start
+    moved = jax.tree.map(jnp.subtract, chains.mean_position, start)
     change = optax.tree.sub(chains.mean_gradient, chains.first_gradient)
     distance = _dot(moved, moved, dtype)
     # c_start = 1/(1 + tκ) with κ ≥ 0, in a form that needs no division by t or by zero.
@@ -92,17 +107,27 @@ def _least_squares_coefficient(
     )
     if chains.noise_sum is None:
         return from_start
-    mean_control = jax.tree.map(lambda p: jnp.mean(p, axis=0), control)
-    mean_noise = jax.tree.map(lambda n: jnp.mean(n, axis=0), chains.noise_sum)
-    instrument = chains.noise_sum
-    if num_chains > 1:  # differences between chains do not see the drift that all share
-        instrument = jax.tree.map(lambda n, mean: n - mean[None], instrument, mean_noise)
-    explained = _dot(instrument, control, dtype)
-    from_noise = _ratio(inverse_time * _dot(instrument, moved, dtype), explained)
-    slope = explained / _dot(instrument, instrument, dtype)
+    mean_noise = _mean(chains.noise_sum)
+    if chains.start is None:
+        mean_moved = jax.tree.map(lambda d: -d / inverse_time.astype(d.dtype), mean_displacement)
+    else:
+        mean_moved = _mean(moved)
+
+    def covariance(tree, its_mean):
+        """Σ ⟨Ξ − Ξ̄, ·⟩ over the chains: differences between them do not see the drift that all share."""
+        product = _dot(chains.noise_sum, tree, dtype)
+        return product if num_chains == 1 else product - num_chains * _dot(mean_noise, its_mean, dtype)
+
+    explained = covariance(control, mean_control)
+    from_noise = _ratio(inverse_time * covariance(moved, mean_moved), explained)
+    slope = explained / covariance(chains.noise_sum, mean_noise)
     total = _dot(mean_control, mean_control, dtype)
     share = _ratio(slope**2 * _dot(mean_noise, mean_noise, dtype), total)
     return share * from_noise + (1 - share) * from_start
+
+
+def _mean(tree: Params) -> Params:
+    return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), tree)
 
 
 def _dot(a: Params, b: Params, dtype) -> Float[Array, ""]:
@@ -118,8 +143,8 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
     return jnp.where(positive, jnp.clip(quotient, 0, 1), jnp.zeros_like(quotient))
 
 
-def _standard_error(per_chain: Params, num_chains: int, dtype) -> Float[Array, ""]:
+def _standard_error(per_chain: Params, gradient: Params, num_chains: int, dtype) -> Float[Array, ""]:
     if num_chains == 1:
         return jnp.asarray(jnp.nan, dtype)
-    variances = jax.tree.map(lambda g: jnp.sum(jnp.var(g, axis=0, ddof=1)).astype(dtype), per_chain)
-    return jnp.sqrt(optax.tree.sum(variances) / num_chains)
+    deviations = jax.tree.map(lambda g, mean: g - mean[None], per_chain, gradient)
+    return jnp.sqrt(_dot(deviations, deviations, dtype) / (num_chains * (num_chains - 1)))

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 
 import chex
 import jax
@@ -13,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_pde
+from experiments._collectives import Collective, collectives
 
 CURVATURES = np.array([0.5, 2.0])
 CENTRES = np.array([[1.0, -2.0], [0.5, 3.0], [-4.0, 0.0]])  # fᵢ = ½ Σ λ (x − bᵢ)²
@@ -154,29 +154,13 @@ def test_scoping_reads_both_times_at_each_update():
     np.testing.assert_allclose(scheduled, params, rtol=1e-5)
 
 
-COLLECTIVE = re.compile(
-    r"= .*\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\("
-)
-
-
-def collectives(program: str) -> dict[str, list[str]]:
-    """The collectives of a compiled program, by the computation that holds them."""
-    found, computation = {}, ""
-    for line in program.splitlines():
-        if line and not line.startswith((" ", "}")):
-            computation = "entry" if line.startswith("ENTRY") else line.split()[0]
-        if COLLECTIVE.search(line):
-            found.setdefault(computation, []).append(line.strip())
-    return found
-
-
 def test_replicas_on_devices_communicate_once_an_update():
-    """One all-reduce of a model and one of a flag outside the loop of 7 gradients; nothing inside."""
+    """One all-reduce of a model and one of a flag in an update of 7 gradients, each device with its own batches."""
     mesh = jax.make_mesh((8,), ("replicas",), axis_types=(AxisType.Auto,))
     tx = parle(num_steps=7, temperature=0.1, momentum=0.9)
     params = jnp.linspace(-1, 2, 8 * 12).reshape(8, 12)
     batches = jax.random.normal(jax.random.key(1), (7, 8, 12))
-    grad_fn = lambda p, s, batches: jnp.sinh(p - batches[s.step, s.chain])
+    grad_fn = lambda p, s, batches: jnp.sinh(p - s.batch(batches))
 
     @jax.jit
     def step(params, state, batches):
@@ -184,16 +168,17 @@ def test_replicas_on_devices_communicate_once_an_update():
 
     expected, _ = step(params, tx.init(params), batches)
     sharded = jax.device_put(params, NamedSharding(mesh, PartitionSpec("replicas")))
-    state, whole = jax.device_put((tx.init(sharded), batches), NamedSharding(mesh, PartitionSpec()))
+    parts = jax.device_put(batches, NamedSharding(mesh, PartitionSpec(None, "replicas")))
+    state = jax.device_put(tx.init(sharded), NamedSharding(mesh, PartitionSpec()))
     state = state._replace(outer=jax.tree.map(lambda s: jax.device_put(s, sharded.sharding), state.outer))
-    updates, _ = step(sharded, state, whole)
+    updates, _ = step(sharded, state, parts)
     np.testing.assert_allclose(updates, expected, rtol=2e-5, atol=1e-6)
-    program = step.lower(sharded, state, whole).compile().as_text()
-    found = collectives(program)
-    assert " while(" in program
-    assert set(found) == {"entry"}
-    assert all("all-reduce" in line for line in found["entry"])
-    assert sum("f32[" in line for line in found["entry"]) == 1
+    program = step.lower(sharded, state, parts).compile()
+    assert " while(" in program.as_text()
+    assert sorted(collectives(program)) == [
+        Collective("all-reduce", 1, 1, 8),
+        Collective("all-reduce", 4 * 12, 1, 8),
+    ]
 
 
 def test_elastic_coupling_on_devices_is_one_reduction_of_a_model():
@@ -205,9 +190,9 @@ def test_elastic_coupling_on_devices_is_one_reduction_of_a_model():
     sharded = jax.device_put(params, NamedSharding(mesh, PartitionSpec("replicas")))
     state = jax.device_put(tx.init(sharded), NamedSharding(mesh, PartitionSpec()))
     np.testing.assert_allclose(step(sharded, state)[0], expected, rtol=1e-5)
-    found = collectives(step.lower(sharded, state).compile().as_text())
-    assert set(found) == {"entry"}
-    assert sum("f32[" in line for line in found["entry"]) == 1
+    model, count = sorted(collectives(step.lower(sharded, state).compile()), reverse=True)
+    assert model == Collective("all-reduce", 4 * 12, 1, 8)
+    assert (count.times, count.num_bytes <= 4) == (1, True)
 
 
 @pytest.mark.parametrize("make", [lambda: jaxopt_pde.elastic_coupling(1.0), parle])
