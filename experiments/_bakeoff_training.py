@@ -170,13 +170,16 @@ class Program:
 
         return jax.jit(jax.vmap(one, (0, 0, 0, 0, None)), donate_argnums=0)
 
-    def train(self, runs: list[Run], stage: str, data: Batch) -> _run.Arrays:
+    def train(
+        self, runs: list[Run], stage: str, data: Batch, session: _run.Session = _run.NULL_SESSION
+    ) -> _run.Arrays:
         """Trains all runs, as many at a time as the task has lanes.
 
         Args:
             runs: hyper-parameters and seeds.
             stage: ``"tuning"`` or ``"test"``, which have different seeds.
             data: what is evaluated; the only data besides the training set that this sees.
+            session: where it is kept from report to report.
 
         Returns:
             ``error``, ``loss``, ``train_loss``, ``diverged`` [report, run] and ``seconds`` [report], those of a run
@@ -184,7 +187,10 @@ class Program:
             there on its error is the one of chance.
         """
         lanes = self.trainer.lanes
-        parts = [self._train_lanes(runs[a : a + lanes], stage, data) for a in range(0, len(runs), lanes)]
+        parts = [
+            self._train_lanes(runs[a : a + lanes], stage, data, session, f"{stage}, runs from {a}")
+            for a in range(0, len(runs), lanes)
+        ]
         joined = {
             name: np.concatenate([part[name] for part in parts], 1)[:, : len(runs)]
             for name in ("error", "loss", "train_loss", "diverged")
@@ -194,7 +200,7 @@ class Program:
         seconds = sum(part["seconds"] for part in parts) / (lanes * len(parts))
         return joined | {"seconds": seconds}
 
-    def _train_lanes(self, runs: list[Run], stage: str, data: Batch) -> _run.Arrays:
+    def _train_lanes(self, runs: list[Run], stage: str, data: Batch, session, name: str) -> _run.Arrays:
         runs = runs + runs[-1:] * (self.trainer.lanes - len(runs))  # one program for all parts
         hyper = {
             name: jnp.array([run.hyper[name] for run in runs], jnp.float32) for name in self.method.space
@@ -204,17 +210,20 @@ class Program:
         arguments = (hyper, keys, order, self.trainer.task.train)
         if self.compiled is None:  # ahead, so that times are of training alone
             self.compiled = self.advance.lower(state, *arguments).compile()
-        reports, seconds = [], np.zeros(self.trainer.reports)
-        for n in range(self.trainer.reports):
+
+        def body(state, _):
             begin = time.perf_counter()
             state = jax.block_until_ready(self.compiled(state, *arguments))
-            seconds[n] = time.perf_counter() - begin
+            seconds = time.perf_counter() - begin
             found = self.trainer.evaluate(self.evaluated(state), (data, self.trainer.seen))
             losses, errors = jax.device_get(found)
-            bad = ~np.isfinite(losses).all(1)
-            reports.append((errors[:, 0], losses[:, 0], losses[:, 1], bad))
-        names = ("error", "loss", "train_loss", "diverged")
-        stacked = {
-            name: np.stack(values) for name, values in zip(names, zip(*reports, strict=True), strict=True)
-        }
-        return stacked | {"seconds": seconds.cumsum()}
+            return state, {
+                "error": errors[:, 0],
+                "loss": losses[:, 0],
+                "train_loss": losses[:, 1],
+                "diverged": ~np.isfinite(losses).all(1),
+                "seconds": np.float64(seconds),
+            }
+
+        _, reports = session.scan(name, body, state, self.trainer.reports)
+        return reports | {"seconds": reports["seconds"].cumsum()}

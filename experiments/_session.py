@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 import warnings
 import zlib
 from collections.abc import Callable
@@ -52,14 +53,24 @@ class Session:
 
         Args:
             name: any text, once per run.
-            compute: takes nothing and must draw its randomness from its own key (see :func:`key_for`),
-                since a resumed run does not call the stages before it.
+            compute: takes nothing and must draw its randomness from its own key (see :func:`key_for`), since a
+                resumed run does not call the stages before it. A long one has pieces: see :meth:`within`.
         """
         stored = self._recall(name)
         if stored is None:
             stored = as_arrays(compute(), f"stage {name!r}")
             self._keep(name, stored)
         return stored
+
+    def within(self, name: str) -> "Session":
+        """The session for the pieces of the stage of this name, which are dropped when that is finished.
+
+        ::
+
+            session.stage(name, lambda: train(config, session.within(name)))
+        """
+        directory = None if self.directory is None else self._path(name, ".pieces")
+        return dataclasses.replace(self, directory=directory, resumed={})
 
     def scan(
         self, name: str, body: Callable[[Carry, int], tuple[Carry, dict[str, Any]]], carry: Carry, length: int
@@ -134,6 +145,7 @@ class Session:
     def _keep(self, name: str, arrays: Arrays) -> None:
         if self.directory is not None:
             write_arrays(self._path(name, ".npz"), arrays)
+            shutil.rmtree(self._path(name, ".pieces"), ignore_errors=True)
 
     def _path(self, name: str, kind: str) -> Path:
         return self.directory / f"{quote(name, safe=' =,()')}{kind}"

@@ -18,6 +18,8 @@ from jaxopt_pde.models import MLP
 
 __all__ = ["Solutions", "Task", "Training", "chosen", "make_task", "train"]
 
+PIECES = 20  # of a training, between which it may be interrupted
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:
@@ -177,22 +179,25 @@ def train(config: Training, task: Task, session: _run.Session = _run.NULL_SESSIO
     with session.progress("training", len(methods)) as meter:
         stages = []
         for method in methods:
-            solve = functools.partial(_solve, config, task, method, starts, minibatches)
-            stages.append(session.stage(f"training, {method.name}", solve))
+            name = f"training, {method.name}"
+            solve = functools.partial(_solve, config, task, method, starts, minibatches, session.within(name))
+            stages.append(session.stage(name, solve))
             meter.advance(train_loss=float(stages[-1]["train_loss"].min()))
     stacked = {name: np.stack([stage[name] for stage in stages]) for name in stages[0]}
     return Solutions(start=np.asarray(ravel(starts)), **stacked)
 
 
-def _solve(config: Training, task: Task, method: _methods.Method, starts, minibatches) -> _run.Arrays:
+def _solve(
+    config: Training, task: Task, method: _methods.Method, starts, minibatches, session: _run.Session
+) -> _run.Arrays:
     gradient = jax.grad(task.loss)
 
-    def one(rate, params, order, data):
-        train, validation, test = data
+    def advance(number, state, rate, order, train):
         batch_of = lambda n: jax.tree.map(lambda leaf: leaf[order[n]], train)
-        step = lambda state, _: (_methods.update(method, gradient, state, rate, batch_of), None)
-        state = _methods.start(method, rate, params)
-        state, _ = jax.lax.scan(step, state, length=config.num_gradients // method.gradients_per_update)
+        step = lambda _, state: _methods.update(method, gradient, state, rate, batch_of)
+        return jax.lax.fori_loop(0, number, step, state)
+
+    def found(state, train, validation, test):
         params = state.evaluated
         return {
             "weights": jax.flatten_util.ravel_pytree(params)[0],
@@ -203,9 +208,22 @@ def _solve(config: Training, task: Task, method: _methods.Method, starts, miniba
             "test_error": task.error(params, test),
         }
 
-    both = jax.vmap(jax.vmap(one, (None, 0, 0, None)), (0, None, None, None))
+    def of_both(function, of_rates, of_seeds):
+        return jax.jit(jax.vmap(jax.vmap(function, of_seeds), of_rates))
+
     rates = jnp.asarray(config.learning_rates, jnp.float32)
-    return jax.device_get(jax.jit(both)(rates, starts, minibatches, (task.train, task.validation, task.test)))
+    start = functools.partial(_methods.start, method)
+    states = of_both(start, (0, None), (None, 0))(rates, starts)
+    advance = of_both(advance, (None, 0, 0, None, None), (None, 0, None, 0, None))
+    updates = config.num_gradients // method.gradients_per_update
+    numbers = np.diff(np.linspace(0, updates, PIECES + 1).astype(np.int32))
+
+    def body(states, index):
+        return advance(numbers[index], states, rates, minibatches, task.train), {}
+
+    states, _ = session.scan("updates", body, states, PIECES)
+    data = (task.train, task.validation, task.test)
+    return jax.device_get(of_both(found, (0, None, None, None), (0, None, None, None))(states, *data))
 
 
 def chosen(config: Training, solutions: Solutions) -> tuple[Solutions, np.ndarray]:

@@ -228,13 +228,15 @@ def _cells(task, preset: Preset, methods: list[Method], seed: int, session, mete
         space = candidates(method.name, method.space, preset.candidates, seed)
         points = [{key: float(values[c]) for key, values in space.items()} for c in range(preset.candidates)]
         tried = [Run(point, 0) for point in points]
-        tune = functools.partial(program.train, tried, "tuning", task.validation)
-        tuning = session.stage(f"{task.name}, {method.name}, tuning", tune)
+        name = f"{task.name}, {method.name}, tuning"
+        tune = functools.partial(program.train, tried, "tuning", task.validation, session.within(name))
+        tuning = session.stage(name, tune)
         meter.advance(validation_error=tuning["error"][-1].min())
         best = choose(tuning)
         fresh = [Run(points[best], index) for index in range(preset.seeds)]
-        test = functools.partial(program.train, fresh, "test", task.test)
-        tested = session.stage(f"{task.name}, {method.name}, test", test)
+        name = f"{task.name}, {method.name}, test"
+        test = functools.partial(program.train, fresh, "test", task.test, session.within(name))
+        tested = session.stage(name, test)
         meter.advance(test_error=tested["error"][-1].mean())
         done.append((points, best, tuning, tested))
     return done

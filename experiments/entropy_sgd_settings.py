@@ -150,8 +150,9 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
             if stop.is_set():
                 return []
             program = programs.setdefault(variant.method.name, Program(trainer, variant.method))
-            compute = functools.partial(measure, program, variant, rates, config)
-            done.append(session.stage(f"{task.name}, {variant.name}", compute))
+            name = f"{task.name}, {variant.name}"
+            compute = functools.partial(measure, program, variant, rates, config, session.within(name))
+            done.append(session.stage(name, compute))
             meter.advance(test_error=float(done[-1]["test_error"].mean()))
         return done
 
@@ -179,16 +180,16 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
     }
 
 
-def measure(program: Program, variant: Variant, rates: np.ndarray, config: Config) -> _run.Arrays:
+def measure(program: Program, variant: Variant, rates, config: Config, session: _run.Session) -> _run.Arrays:
     """The rates on validation, then the chosen one from fresh seeds on test."""
     task, shape = program.trainer.task, (len(rates), config.num_tuning_seeds)
     runs = lambda rate, count: [Run({**variant.fixed, "rate": rate}, seed) for seed in range(count)]
     tried = [run for rate in rates for run in runs(rate, config.num_tuning_seeds)]
-    tuning = program.train(tried, "tuning", task.validation)
+    tuning = program.train(tried, "tuning", task.validation, session)
     loss = np.where(tuning["diverged"][-1], np.inf, tuning["loss"][-1]).reshape(shape)
     error = tuning["error"][-1].reshape(shape)
     chosen = choose(error, loss)
-    test = program.train(runs(rates[chosen], config.num_seeds), "test", task.test)
+    test = program.train(runs(rates[chosen], config.num_seeds), "test", task.test, session)
     return {
         "validation_error": error,
         "validation_loss": loss,

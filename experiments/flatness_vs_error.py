@@ -36,6 +36,7 @@ Dziugaite et al. 2020, In search of robust measures of generalization, arXiv:201
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -128,9 +129,9 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
     columns = {name: [] for name in ("weights", "train_loss", "train_error", "test_error", "where")}
     for batch_size in config.batch_sizes:
         training = dataclasses.replace(config, batch_size=batch_size)
-        stage = session.stage(
-            f"batches of {batch_size}", lambda c=training: _solutions.train(c, task)._asdict()
-        )
+        name = f"batches of {batch_size}"
+        solve = functools.partial(_solutions.train, training, task, session.within(name))
+        stage = session.stage(name, lambda solve=solve: solve()._asdict())
         shape = stage["train_loss"].shape
         place = np.stack(np.broadcast_arrays(*np.ogrid[tuple(map(slice, shape))], batch_size), -1)
         for name in columns:

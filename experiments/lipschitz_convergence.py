@@ -174,10 +174,16 @@ def run(config: Config, session: _run.Session = _run.NULL_SESSION) -> _run.Array
                 # A few lengths only, for few programs: a repeated point changes nothing.
                 repeats = ((0, 0), (0, -size % BLOCK), (0, 0))
                 points, noises = (np.pad(array, repeats, mode="edge") for array in (points, noises))
-                found = measure(
-                    points, noises, queries, centres, config.lipschitz, name in NOISY, name == "circle"
+                arguments = (
+                    points,
+                    noises,
+                    queries,
+                    centres,
+                    config.lipschitz,
+                    name in NOISY,
+                    name == "circle",
                 )
-                rows.append(jax.device_get(found))
+                rows.append(session.stage(f"{name}, {size}", functools.partial(measure, *arguments)))
                 meter.advance()
             results[f"size_{name}"] = np.array(sizes[name])
             results |= {f"{key}_{name}": np.stack([row[key] for row in rows]) for key in rows[0]}

@@ -166,11 +166,11 @@ def test_an_interrupted_grid_goes_on_to_the_same_numbers(lines, tmp_path, monkey
     whole = bakeoff.run(bakeoff.SMOKE, _run.Session(tmp_path / "whole"))
     train, calls = training.Program.train, []
 
-    def interrupted(self, runs, stage, data):
+    def interrupted(self, runs, stage, data, session):
         calls.append((self.method.name, stage))
         if len(calls) == 3:
             raise Interrupted
-        return train(self, runs, stage, data)
+        return train(self, runs, stage, data, session)
 
     monkeypatch.setattr(training.Program, "train", interrupted)
     with pytest.raises(Interrupted):

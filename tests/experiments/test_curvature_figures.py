@@ -72,7 +72,7 @@ def test_all_that_count_fit_and_every_measure_has_a_row(flatness, monkeypatch):
     assert [row[0] for row in rows] == list(flatness_vs_error.MEASURES.values())
     bad = np.array([[[1.0, np.nan, 0.1]]])  # one of three fits
     untrained = _solutions.Solutions(np.zeros((1, 1, 3, 5)), np.zeros((3, 5)), *[bad] * 5)
-    monkeypatch.setattr(_solutions, "train", lambda config, task: untrained)
+    monkeypatch.setattr(_solutions, "train", lambda config, task, session: untrained)
     with pytest.raises(ValueError, match="leaves 1 of 3"):
         flatness_vs_error.run(dataclasses.replace(flatness_vs_error.SMOKE, fit_loss=0.5))
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from experiments import _bakeoff_training as training
 from experiments import _entropy_sgd_variants as variants
+from experiments import _run
 from experiments import entropy_sgd_settings as settings
 
 BASE = variants.VARIANTS[variants.BASE]
@@ -104,7 +105,7 @@ class Recorded:
         self.errors, self.asked, self.updates = {"tuning": validation, "test": test}, [], 3
         self.trainer = types.SimpleNamespace(task=types.SimpleNamespace(validation="validation", test="test"))
 
-    def train(self, runs, stage, data):
+    def train(self, runs, stage, data, session):
         self.asked.append((stage, data, [run.hyper["rate"] for run in runs]))
         errors = np.array([self.errors[stage] for _ in runs] if stage == "test" else self.errors[stage])
         return {"error": errors[None], "loss": errors[None], "diverged": errors[None] > 0.9}
@@ -115,7 +116,7 @@ def test_rates_are_chosen_on_validation_alone():
     rates = np.array([0.1, 0.2, 0.4])
     for test in (0.0, 1.0):
         program = Recorded([0.5, 0.3, 0.25, 0.35, 0.1, 1.0], test)
-        cell = settings.measure(program, BASE, rates, config)
+        cell = settings.measure(program, BASE, rates, config, _run.NULL_SESSION)
         assert [asked[:2] for asked in program.asked] == [("tuning", "validation"), ("test", "test")]
         assert program.asked[0][2] == [0.1, 0.1, 0.2, 0.2, 0.4, 0.4]
         assert program.asked[1][2] == [0.2] * 3
