@@ -162,7 +162,7 @@ def _report(workers: Sequence[Worker], failed: int, again: str) -> str:
         if worker.process.returncode or worker.process_id == failed:
             parts.append(f"last lines of process {worker.process_id} ({_ending(worker.process.returncode)}):")
             parts.extend(f"  {line}" for line in worker.lines)
-    return "\n".join([*parts, f"The same command goes on from the last checkpoint, if there is one: {again}"])
+    return "\n".join([*parts, f"To start again, from the last checkpoint if any are kept: {again}"])
 
 
 def _ending(status: int) -> str:

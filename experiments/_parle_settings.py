@@ -29,16 +29,17 @@ class Settings:
     """Examples in the minibatch of one replica, drawn with replacement."""
     features: tuple[int, ...] = (128,)
     """Hidden widths of the network."""
-    parle_rate: float = 0.1
+    parle_rate: float = 0.3
     """Inner learning rate ε of Parle, decayed by a cosine to 0."""
-    sgd_rate: float = 0.1
+    sgd_rate: float = 0.3
     """Learning rate of SGD, decayed likewise."""
     momentum: float = 0.9
     """Nesterov momentum of SGD, and heavy ball m of Parle within an update."""
     time_per_rate: float = 80.0
-    """Parle: smoothing time t over ε; L ≈ 3 t (1 − m)/ε. The outer step is t: a replica moves to its chain's mean."""
-    coupling: float = 10.0
-    """Parle: coupling time ρ over t."""
+    """Parle: smoothing time t over ε; L ≈ 3 t (1 − m)/ε."""
+    coupling: float = 3.0
+    """Parle: coupling time ρ over t. The outer step 1/(1/t + 1/ρ) moves a replica to the mean of its chain's mean and
+    the consensus, with weights ρ and t."""
 
     def __post_init__(self):
         """Refuses what could not be trained.

@@ -8,7 +8,7 @@ the mesh differs.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +18,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxopt_pde
-from experiments._parle_settings import PARLE, Settings
+from experiments import _run
+from experiments._parle_settings import PARLE, SGD, Settings
 from jaxopt_pde.models import MLP
 
-__all__ = ["AXIS", "Data", "Programs", "State", "make_mesh", "make_programs", "place"]
+__all__ = ["AXIS", "Data", "Programs", "State", "first_key", "make_mesh", "make_programs", "place"]
 
 AXIS = "replicas"
 
@@ -69,9 +70,14 @@ class Programs(NamedTuple):
     shardings: Any
 
 
-def make_mesh() -> Mesh:
-    """One axis over all devices of all processes."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """One axis over the devices."""
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+
+
+def first_key(seed: int, replicate: int = 0) -> jax.Array:
+    """What ``Programs.start`` takes, for one of several independent trainings with the same split of the data."""
+    return jax.random.fold_in(_run.key_for(seed, "training"), replicate)
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
@@ -91,7 +97,7 @@ def make_programs(settings: Settings, method: str, mesh: Mesh | None = None) -> 
         mesh: where the replicas are; None for one device, and for ``vmap`` over keys and rates.
     """
     network = MLP(settings.features)
-    build = _parle if method == PARLE else _sgd
+    build = {PARLE: _parle, SGD: _sgd}[method]
     start, update, evaluated = build(settings, network, mesh)
 
     def advance(state: State, rate, data: Data) -> State:
@@ -153,11 +159,12 @@ def _parle(settings: Settings, network: MLP, mesh: Mesh | None):
 
     def transformation(rate):
         time = settings.time_per_rate * rate
+        coupling = settings.coupling * time
         return jaxopt_pde.parle(
-            time,
+            1 / (1 / time + 1 / coupling),
             time,
             _decayed(settings, rate, 1),
-            coupling_time=settings.coupling * time,
+            coupling_time=coupling,
             num_steps=settings.num_steps,
             inner_momentum=settings.momentum,
             temperature=0.0,

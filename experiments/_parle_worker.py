@@ -10,12 +10,13 @@ after a kill goes on from the newest checkpoint, with any N that divides the rep
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Progress:
         self.where = "before the first gradient"
         self._given = given
 
-    def reached(self, method: str, gradients: int, total: int, train_loss: float) -> None:
+    def reached(self, method: str, total: int, gradients: int, train_loss: float) -> None:
         """Notes it; process 0 prints it."""
         self.where = f"after {gradients} of {total} gradients of {method}"
         if self._given.process_id == 0:
@@ -103,35 +104,43 @@ def read_data(path: Path | None, seed: int) -> dict[str, np.ndarray]:
 
 
 def train(
-    settings: Settings, method: str, arrays: dict[str, np.ndarray], directory: Path | None, progress
-) -> dict[str, Any]:
-    """Trains a method on all devices of all processes, from the newest checkpoint if there is one.
+    settings: Settings,
+    method: str,
+    arrays: Mapping[str, np.ndarray],
+    devices: Sequence[Any],
+    directory: Path | None = None,
+    reached: Callable[[int, float], None] = lambda gradients, train_loss: None,
+) -> dict[str, np.ndarray]:
+    """Trains a method, from the newest checkpoint if there is one.
 
     Args:
         settings: what to train.
         method: one of ``METHODS``.
-        arrays: the data, the same in every process.
+        arrays: the data by the names of ``Data``, the same in every process.
+        devices: where the replicas are; in several processes all devices of all.
         directory: of the checkpoints; None keeps none.
-        progress: its ``reached`` is called after every report.
+        reached: called after every report with the gradients so far and the training loss.
 
     Returns:
         Curves [report] by name, with the seconds and the loopback bytes of each report; ``counted_bytes``, what all
-        devices send in one by the compiled program and the ring algorithm; ``collectives``: rows of payload in bytes
-        and times.
+        devices send in one by the compiled program and the ring algorithm; ``collectives``, rows of payload in bytes
+        and times in one report; ``resumed_at``, reports found in the checkpoint.
+
+    Raises:
+        ValueError: if the replicas do not spread evenly.
     """
     import jax
 
-    from experiments import _run
     from experiments._checkpoints import Checkpoints
     from experiments._collectives import collectives, ring_bytes
-    from experiments._parle_training import Data, make_mesh, make_programs, place
+    from experiments._parle_training import Data, first_key, make_mesh, make_programs, place
 
-    settings.check_processes(jax.device_count())
-    mesh = make_mesh()
+    settings.check_processes(len(devices))
+    mesh = make_mesh(devices)
     programs = make_programs(settings, method, mesh)
     rate = np.float32(settings.rate(method))
     data = place(Data(**{name: arrays[name] for name in Data._fields}), mesh)
-    begin = lambda: programs.start(_run.key_for(settings.seed, "replica", 0), rate)
+    begin = lambda: programs.start(first_key(settings.seed), rate)
     state = jax.jit(begin, out_shardings=programs.shardings)()
     advance = jax.jit(programs.advance, donate_argnums=0, out_shardings=programs.shardings)
     advance = advance.lower(state, rate, data).compile()
@@ -143,7 +152,7 @@ def train(
         checkpoints = None
         if directory is not None:
             config = {"method": method, **settings.as_json()}
-            checkpoints = stack.enter_context(Checkpoints(directory / method, config))
+            checkpoints = stack.enter_context(Checkpoints(directory, config))
             if (found := checkpoints.restore((state, curves))) is not None:
                 done, (state, restored) = found
                 curves = {name: np.array(curve) for name, curve in restored.items()}
@@ -156,17 +165,11 @@ def train(
                 curve[report] = found[name]
             if checkpoints is not None:
                 checkpoints.save(report + 1, (state, curves))
-            gradients = settings.gradients_per_report
-            progress.reached(
-                method,
-                (report + 1) * gradients,
-                settings.num_reports * gradients,
-                curves["train_loss"][report],
-            )
+            reached((report + 1) * settings.gradients_per_report, float(curves["train_loss"][report]))
     said = collectives(advance)
     return {
         **curves,
-        "counted_bytes": np.array(sum(map(ring_bytes, said)) * jax.device_count()),
+        "counted_bytes": np.array(sum(map(ring_bytes, said)) * len(devices)),
         "collectives": np.array([(each.num_bytes, each.times) for each in said], int).reshape(-1, 2),
         "resumed_at": np.array(done),
     }
@@ -200,7 +203,9 @@ def compute(
     arrays = read_data(given.data, settings.seed)
     kept = None if given.no_checkpoints else given.directory / "checkpoints"
     for method in given.methods:
-        curves = train(settings, method, arrays, kept, progress)
+        total = settings.num_reports * settings.gradients_per_report
+        reached = functools.partial(progress.reached, method, total)
+        curves = train(settings, method, arrays, jax.devices(), kept and kept / method, reached)
         if given.process_id == 0:
             write_arrays(given.directory / f"{method}.npz", curves)
     if meeting is not None:

@@ -8,9 +8,11 @@ noticed by its silence. Standard library only, so that a wrong start costs no im
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -49,6 +51,10 @@ def free_port() -> int:
 
 def exit_with_parent() -> None:
     """Ends this process when its standard input closes, that is when whoever started it is gone, even by SIGKILL."""
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # on Linux the kernel does it even for a stopped process
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
     def wait() -> None:
         with contextlib.suppress(OSError):
