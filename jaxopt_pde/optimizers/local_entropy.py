@@ -197,7 +197,7 @@ def entropy_sgd(
         ...     1.0, smoothing_time=1.0, inner_learning_rate=0.05, temperature=1e-5, num_chains=2)
         >>> @functools.partial(jax.jit, donate_argnums=(0, 1))
         ... def train_step(params, opt_state, batches):  # leading axes [num_steps, num_chains]
-        ...     grad_fn = lambda p, s: jax.grad(loss)(p, batches[s.step, s.chain])
+        ...     grad_fn = lambda p, s: jax.grad(loss)(p, s.batch(batches))
         ...     updates, opt_state = tx.update(params, opt_state, params, grad_fn=grad_fn)
         ...     return optax.apply_updates(params, updates), opt_state
         >>> params = jnp.zeros(3)

@@ -4,7 +4,6 @@ import statistics
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import scipy.stats
 from jaxtyping import Array, Float
 
 from ._attack_arguments import AttackResult
@@ -115,6 +114,8 @@ def error_curve(
     above = jnp.clip(jnp.where(error == 1, 1, centre + spread), 0, 1)
 
     # P(the k-th smallest exceeds the median) = P(Bin(n, ½) < k): the largest k for which that is rare.
+    import scipy.stats  # here, because it takes longer to import than all of jaxopt_pde
+
     rank = int(scipy.stats.binom.ppf((1 - confidence) / 2, count, 0.5))
     low = distance[rank - 1] if rank else jnp.zeros((), distance.dtype)
     high = distance[count - rank] if rank else jnp.full((), jnp.inf, distance.dtype)
