@@ -1,10 +1,12 @@
-.PHONY: test test-all lint quickstart benchmarks
+.PHONY: test test-all lint docs quickstart benchmarks
 test:        ## what CI runs
 	python -m pytest
 test-all:    ## also the slow checks
 	python -m pytest --run-slow
 lint:
 	ruff check . && ruff format --check . && lint-imports
+docs:        ## the site, in docs/_build/html; needs `pip install -e ".[docs]"`, not the network
+	python -m sphinx --fail-on-warning --keep-going --nitpicky -b html docs docs/_build/html
 quickstart:
 	python -m experiments run quickstart
 benchmarks:  ## needs `pip install -e ".[benchmarks]"`, the last two MNIST through JAXOPT_PDE_DATA

@@ -142,8 +142,7 @@ def spectral_density(
     Errors. Over probes, from their spread. Over batches, to first order: the mean of a smooth g changes by
     d tr g(H) = tr g′(H) dH, and with one probe
 
-    .. math:: v^\top g'(H)\, dH\, v / P = (g'(T) e_1)^\top (Q\, dH\, q_1)
-              = \sum_i g'(\theta_i)\, \tau_i\, (S^\top Q\, dH\, q_1)_i,
+        vᵀ g′(H) dH v/P = (g′(T) e₁)ᵀ (Q dH q₁) = Σᵢ g′(θᵢ) τᵢ (Sᵀ Q dH q₁)ᵢ,
 
     S the eigenvectors of T, since g′(H) q₁ = Qᵀ g′(T) e₁ up to the error of the quadrature. So m numbers for each
     probe and batch, Q H_b q₁ from one more product with every batch, give the batch error of every g: of the density

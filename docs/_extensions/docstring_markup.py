@@ -1,0 +1,93 @@
+"""The package's docstrings as reStructuredText: bars are norms, stars are minimisers, indented lines are formulas."""
+
+import re
+
+from sphinx.application import Sphinx
+
+SECTIONS = ("Good values", "Extra args of update", "Warns", "Differentiation", "Methods")
+_HEADERS = {*SECTIONS, "Args", "Attributes", "Example", "Raises", "References", "Returns"}
+_OPAQUE = re.compile(
+    r":[\w.]+:`[^`]+`"  # roles
+    r"|``.+?``"
+    r"|\*\*[^*\s][^*]*\*\*"
+    r"|(?<![\w*])\*[A-Za-z][^*|]*[A-Za-z.]\*(?![\w*])"  # *emphasis*, and not x* of two formulas
+)
+
+_AFTER = " '\")]}>-/:.,;!?"  # what may follow markup; the empty string, the end of the line, is in it
+
+
+def escape(line: str) -> str:
+    """Takes their meaning in reStructuredText from bars, stars and underscores that are mathematics."""
+    pieces, end = [], 0
+    for found in _OPAQUE.finditer(line):
+        pieces += [_escape_plain(line[end : found.start()]), found.group()]
+        end = found.end()
+        if line[end : end + 1] not in _AFTER:
+            pieces.append("\\ ")
+    return "".join([*pieces, _escape_plain(line[end:])])
+
+
+def _escape_plain(text: str) -> str:
+    bullet = re.match(r"\s*[*-] ", text)
+    start = bullet.end() if bullet else 0
+    return text[:start] + re.sub(r"([\\|*`])|(_)(?!\w)", lambda found: "\\" + found.group(), text[start:])
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def convert(lines: list[str]) -> list[str]:
+    """One docstring, dedented, in the form that napoleon and docutils read as it was meant."""
+    out: list[str] = []
+    section, formula, previous = "", None, ""  # formula: the indentation of the block we are in
+    in_doctest = False
+    for number, line in enumerate(lines):
+        text = line.strip()
+        if not text:
+            in_doctest = False
+            out.append("")
+            continue
+        indent = _indent(line)
+        header = text.replace("``", "")[:-1] if text.endswith(":") and indent == 0 else ""
+        if header in _HEADERS:
+            section, formula, previous = header, None, ""
+            out.append(f"{header}:")
+            continue
+        if section and indent == 0:
+            section = ""
+        in_doctest = in_doctest or text.startswith(">>> ")
+        if formula is not None and indent < formula:
+            formula = None
+        after_blank = number > 0 and not lines[number - 1].strip()
+        deeper = after_blank and bool(previous) and indent > _indent(previous)
+        if formula is None and deeper and not in_doctest and not text.startswith("* "):
+            formula = indent
+            out += [" " * _indent(previous) + "::", ""]
+        if section == SECTIONS[1] and indent == 4 and not re.match(r"[\w, ]+: ", text):
+            section, line = "", ""  # a remark after the fields, and no field
+            out += ["", escape(text)]
+        elif in_doctest or formula is not None:
+            out.append(line)
+        elif section == "Returns" and not previous and " " in text and not text.startswith((":", "``")):
+            # napoleon takes what stands before a colon in the first line for a type: leave it one word.
+            first, rest = escape(text).split(" ", 1)
+            out += [" " * indent + first, " " * indent + rest]
+        elif section == "Returns" and not previous:
+            out += [" " * indent + "\\ ", " " * indent + escape(text)]
+        else:
+            out.append(escape(line))
+        if formula is None:
+            previous = line
+    return out
+
+
+def process(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """``autodoc-process-docstring``, before napoleon's."""
+    lines[:] = convert(lines)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Registers the extension."""
+    app.connect("autodoc-process-docstring", process, priority=400)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
