@@ -12,6 +12,7 @@ first use: ``jaxopt_pde.models`` (Flax), the networks, and ``jaxopt_pde.plotting
 """
 
 import importlib as _importlib
+from types import ModuleType as _ModuleType
 
 from . import control as control
 from . import landscape as landscape
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> _ModuleType:
     if name in ("models", "plotting"):  # Flax and Matplotlib take longer to import than all the rest
         return _importlib.import_module(f".{name}", __name__)
     msg = f"module {__name__!r} has no attribute {name!r}"

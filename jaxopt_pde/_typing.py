@@ -1,17 +1,24 @@
 """The vocabulary shared by all floors."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-__all__ = ["GradFn", "InnerStep", "Params", "ScalarOrSchedule", "Smoothed", "ValueFn"]
+__all__ = ["ArrayTree", "GradFn", "InnerStep", "Params", "ScalarOrSchedule", "Smoothed", "ValueFn"]
 
-Params = PyTree[Float[Array, "..."]]
-"""Any pytree of real floating arrays."""
+if TYPE_CHECKING:  # type checkers have no word for a pytree
+    Params: TypeAlias = Any
+    ArrayTree: TypeAlias = Any
+else:
+    Params = PyTree[Float[Array, "..."]]
+    """Any pytree of real floating arrays."""
+
+    ArrayTree = PyTree[Array]
+    """Any pytree of arrays, such as a minibatch."""
 
 ScalarOrSchedule = float | jax.Array | Callable[[Any], Any]
 """A number, or a function of the optimiser's step count (an int32 scalar that starts at 0)."""
@@ -33,7 +40,7 @@ class InnerStep(NamedTuple):
     chain: Int[Array, ""]
     key: Key[Array, ""]
 
-    def batch(self, batches: PyTree[Array]) -> PyTree[Array]:
+    def batch(self, batches: ArrayTree) -> ArrayTree:
         """The minibatch of this step and chain, ``batches[step, chain]`` on every leaf.
 
         Written as two subscripts, the lookup is a gather, for which devices that hold the batches of their own chains

@@ -1,6 +1,7 @@
 """A control from a value function on a grid: α = ∇u/c."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,9 @@ class Feedback:
     solution: Solution
     control_cost: float | Float[Array, ""]
 
-    def __call__(self, params: Float[Array, " d"], time: float | Float[Array, ""], key=None):
+    def __call__(
+        self, params: Float[Array, " d"], time: float | Float[Array, ""], key: Any = None
+    ) -> Float[Array, " d"]:
         """α at a point.
 
         Args:

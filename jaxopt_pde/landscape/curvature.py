@@ -124,11 +124,13 @@ class Curvature:
 
     def __init__(self, loss_fn: Callable, params: Params, batches: Batches | Loader) -> None:
         self._loss_fn, self._batches = loss_fn, batches
-        self.params = cast_up(jax.tree.map(jnp.asarray, params))
-        flat, self.unravel = ravel_pytree(self.params)
-        self.size, self.dtype = flat.size, flat.dtype
-        self.on_host = not isinstance(batches, Batches)
-        self.in_batches = (
+        self.params: Params = cast_up(jax.tree.map(jnp.asarray, params))
+        flat, unravel = ravel_pytree(self.params)
+        self.unravel: Callable[[Float[Array, " P"]], Params] = unravel
+        self.size: int = flat.size
+        self.dtype: jnp.dtype = flat.dtype
+        self.on_host: bool = not isinstance(batches, Batches)
+        self.in_batches: bool = (
             self.on_host or batches.rest is not None or len(jax.tree.leaves(batches.equal)[0]) > 1
         )
 

@@ -88,7 +88,7 @@ class Relaxation:
     scale: Scale = "none"
     boundary: Boundary = "extrapolate"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _validate.check_choice("method", self.method, get_args(Method))
         check_scale(self.scale, "rms")
         _validate.check_choice("boundary", self.boundary, BOUNDARIES)

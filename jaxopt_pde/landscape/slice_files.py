@@ -29,7 +29,7 @@ _FINGERPRINT, _POINTS = "arguments", "points_done"
 
 
 def resumable_slice(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     loss_fn: Callable[..., Float[Array, ""]],
     params: Any,
     directions: Sequence[Any],

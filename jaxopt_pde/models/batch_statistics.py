@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Key, PyTree, Shaped
+from jaxtyping import Array, Key, Shaped
 
 from .. import _validate
+from .._typing import ArrayTree
 from .dropout import Dropout
 
 __all__ = ["recompute_batch_stats"]
@@ -40,7 +41,7 @@ def recompute_batch_stats(
     batches: Shaped[Array, "num_batches batch ..."],
     *,
     key: Key[Array, ""] | int | None = None,
-) -> PyTree[Array]:
+) -> ArrayTree:
     """Mean and variance of every BatchNorm input over ``batches``, at the parameters in ``variables``.
 
     Running statistics collected along the iterates belong to no single iterate. This replaces them by the exact
@@ -99,7 +100,7 @@ def recompute_batch_stats(
     key = None if key is None else _validate.as_key(key)
     old = variables["batch_stats"]
 
-    def running(batch_stats: PyTree, inputs: Array, index: Array) -> PyTree:
+    def running(batch_stats: ArrayTree, inputs: Array, index: Array) -> ArrayTree:
         rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
         with nn.intercept_methods(_without_dropout) if key is None else contextlib.nullcontext():
             _, updated = model.apply(
@@ -111,7 +112,7 @@ def recompute_batch_stats(
             )
         return updated["batch_stats"]
 
-    def statistics(inputs: Array, index: Array) -> PyTree:
+    def statistics(inputs: Array, index: Array) -> ArrayTree:
         # A running statistic is m·old + (1 - m)·batch. At old = 0 that is (1 - m)·batch and its derivative in
         # old is m, whatever momentum each layer has.
         zeros, ones = jax.tree.map(jnp.zeros_like, old), jax.tree.map(jnp.ones_like, old)

@@ -233,7 +233,11 @@ def entropy_sgd(
 
 
 def check_settings(
-    smoothing_time, inner_learning_rate, temperature, inner_momentum, settings
+    smoothing_time: ScalarOrSchedule,
+    inner_learning_rate: ScalarOrSchedule,
+    temperature: ScalarOrSchedule,
+    inner_momentum: float,
+    settings: LangevinSettings,
 ) -> LangevinSettings:
     """Raises on settings out of range, naming them as the optimisers do; returns them resolved."""
     _validate.check_positive("smoothing_time", smoothing_time)
@@ -243,7 +247,13 @@ def check_settings(
     return settings.check()
 
 
-def descent(name, outer, scalars, settings: LangevinSettings, key) -> optax.GradientTransformationExtraArgs:
+def descent(
+    name: str,
+    outer: optax.GradientTransformation,
+    scalars: tuple[ScalarOrSchedule, ScalarOrSchedule, ScalarOrSchedule, ScalarOrSchedule],
+    settings: LangevinSettings,
+    key: Any,
+) -> optax.GradientTransformationExtraArgs:
     """:func:`~._relaxed.relaxed_descent` with :func:`langevin` as the estimate, schedules read at each update."""
 
     def estimate(grad_fn, params, key, count):

@@ -2,12 +2,13 @@
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from .. import _validate
@@ -41,7 +42,7 @@ class Settings(NamedTuple):
     max_steps: int
 
 
-def check_values(name: str, values, grid: Grid) -> Array:
+def check_values(name: str, values: ArrayLike, grid: Grid) -> Array:
     """Raises unless ``values`` is a real, floating and finite grid function; half precision becomes float32."""
     if not isinstance(grid, Grid):
         msg = f"grid must be a pde.Grid, got {grid!r}."
@@ -63,7 +64,7 @@ def check_values(name: str, values, grid: Grid) -> Array:
     return values
 
 
-def check_times(times, dtype) -> Float[Array, " n"]:
+def check_times(times: ArrayLike | Sequence[float], dtype: DTypeLike) -> Float[Array, " n"]:
     """Raises unless ``times`` is a number or increases, is finite and at least 0; an array [n] of ``dtype``."""
     if not isinstance(times, jax.core.Tracer):
         listed = np.atleast_1d(np.asarray(times, dtype=float))
@@ -79,7 +80,7 @@ def check_times(times, dtype) -> Float[Array, " n"]:
     return jnp.atleast_1d(jnp.asarray(times, dtype))
 
 
-def check_numbers(temperature, cfl, max_steps) -> None:
+def check_numbers(temperature: ArrayLike, cfl: ArrayLike, max_steps: int) -> None:
     """Raises unless the temperature is at least 0, ``cfl`` in (0, 1] and ``max_steps`` a positive integer."""
     _validate.check_nonnegative("temperature", temperature)
     _validate.check_positive("cfl", cfl)
@@ -113,7 +114,13 @@ def diffusive_rate(grid: Grid, scheme: str) -> float:
 
 
 def choose_diffusion(
-    diffusion: str, scheme: str, grid: Grid, length, temperature, cfl, max_steps: int
+    diffusion: str,
+    scheme: str,
+    grid: Grid,
+    length: ArrayLike,
+    temperature: ArrayLike,
+    cfl: ArrayLike,
+    max_steps: int,
 ) -> str:
     """Resolves ``"auto"`` without a look at the data, and raises where explicit steps are known to exceed the limit."""
     _validate.check_choice("diffusion", diffusion, get_args(Diffusion))
@@ -137,7 +144,7 @@ def evaluate_field(
     name: str,
     field: Callable[[Float[Array, " d"]], Float[Array, " d"]],
     points: Float[Array, "*shape d"],
-    dtype,
+    dtype: DTypeLike,
 ) -> Float[Array, "*shape d"]:
     """A vector field at many points; raises where it is no function [d] -> [d] or not finite, and says where."""
     if not callable(field):

@@ -5,9 +5,12 @@ linear functions - for each boundary, so its exponential costs no linear solve, 
 and reverse-mode differentiable in T. With the eigenvalues of the three-point difference it is also monotone.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from .grid import Grid
@@ -16,7 +19,7 @@ __all__ = ["apply_along_axes", "diffuse", "heat_matrices"]
 
 
 def heat_matrices(
-    grid: Grid, amount: Float[Array, ""], *, monotone: bool, dtype
+    grid: Grid, amount: Float[Array, ""], *, monotone: bool, dtype: DTypeLike
 ) -> tuple[Float[Array, "n n"], ...]:
     """exp(amount · ∂²) for each axis.
 
@@ -43,7 +46,9 @@ def heat_matrices(
     return tuple(matrices)
 
 
-def apply_along_axes(matrices, values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def apply_along_axes(
+    matrices: Sequence[Float[Array, "n n"]], values: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """One matrix along each axis."""
     for axis, matrix in enumerate(matrices):
         product = jnp.tensordot(matrix, values, axes=(1, axis), precision=jax.lax.Precision.HIGHEST)

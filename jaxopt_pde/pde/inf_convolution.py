@@ -10,6 +10,7 @@ the best point between the neighbours, on the parabola through three points.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,9 @@ def _inf_convolution(initial: Float[Array, "*shape"], grid: Grid, time) -> Float
     return jnp.where(positive, values, initial)
 
 
-def along_axis(function, values: Float[Array, "*shape"], axis: int) -> Float[Array, "*shape"]:
+def along_axis(
+    function: Callable[[Lines], Lines], values: Float[Array, "*shape"], axis: int
+) -> Float[Array, "*shape"]:
     """Applies a function of lines [n, lines] along one axis."""
     moved = jnp.moveaxis(values, axis, 0)
     return jnp.moveaxis(function(moved.reshape(moved.shape[0], -1)).reshape(moved.shape), 0, axis)
@@ -119,7 +122,7 @@ def signed_distance(offset: Int[Array, "..."], n: int, boundary: str) -> Int[Arr
     return offset - n * jnp.round(offset / n).astype(offset.dtype) if boundary == "periodic" else offset
 
 
-def tail_slopes(values: Lines, dx):
+def tail_slopes(values: Lines, dx: float) -> tuple[tuple[Array, Array, int], tuple[Array, Array, int]]:
     """((slope, end value, 0), (slope, end value, 1)): the linear tails below and above the box, [lines] each."""
     return (
         ((values[1] - values[0]) / dx, values[0], 0),
@@ -127,7 +130,13 @@ def tail_slopes(values: Lines, dx):
     )
 
 
-def tail_minimum(position: Lines, slope, end, time, edge: int) -> Lines:
+def tail_minimum(
+    position: Lines,
+    slope: Float[Array, " lines"],
+    end: Float[Array, " lines"],
+    time: float | Float[Array, ""],
+    edge: int,
+) -> Lines:
     """Min of the linear tail over the half-line outside, where the minimiser x − t·slope lies there; else inf.
 
     Args:
@@ -142,7 +151,9 @@ def tail_minimum(position: Lines, slope, end, time, edge: int) -> Lines:
     return jnp.where(outside, end[None] + slope[None] * (position - time * slope[None] / 2), jnp.inf)
 
 
-def hull_points(values: Lines, dx: float, time, boundary: str) -> Int[Array, "3 n lines"]:
+def hull_points(
+    values: Lines, dx: float, time: float | Float[Array, ""], boundary: str
+) -> Int[Array, "3 n lines"]:
     """For every x the grid point y with the least f(y) + (x − y)²/(2t), and the two next to it on the convex hull.
 
     Args:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
 from .grid import Grid
 from .interpolation import interpolate
@@ -140,7 +142,14 @@ def _interpolate_at(solution: Solution, points: Float[Array, "m d"], time) -> tu
     return jax.vmap(lambda point: interpolate(frame, solution.grid, point))(points)
 
 
-def finish(solution: Solution, *, data=(), nonnegative=(), positive=(), stopped) -> Solution:
+def finish(
+    solution: Solution,
+    *,
+    data: Sequence[Array] = (),
+    nonnegative: Sequence[ArrayLike] = (),
+    positive: Sequence[ArrayLike] = (),
+    stopped: Bool[Array, ""],
+) -> Solution:
     """Sets ``status`` from what was met, the cause before its consequences.
 
     Args:

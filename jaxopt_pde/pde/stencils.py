@@ -5,7 +5,7 @@ numerical Hamiltonian Ĥ(p⁻, p⁺), nondecreasing in p⁻ and nonincreasing in
 the side the characteristics come from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,8 +34,14 @@ Hamiltonian = Callable[[Float[Array, " d"]], Float[Array, ""]]
 """A convex function of the gradient p [d]."""
 
 GridFunction = Float[Array, "*shape"]
-Sides = tuple[tuple[GridFunction, ...], tuple[GridFunction, ...]]
+Slopes = tuple[GridFunction, ...]
+"""One array an axis."""
+
+Sides = tuple[Slopes, Slopes]
 """(p⁻ along each axis, p⁺ along each axis)."""
+
+Dissipation = Sequence[float | Array]
+"""One number an axis."""
 
 
 class Scheme(NamedTuple):
@@ -137,7 +143,7 @@ def _window(values, axis, start, size):
     return jax.lax.slice_in_dim(values, start, start + size, axis=axis)
 
 
-def godunov(left: Sides, right: Sides, center: Sides | None = None) -> GridFunction:
+def godunov(left: Slopes, right: Slopes, center: Slopes | None = None) -> GridFunction:
     """Godunov's numerical Hamiltonian of ½|p|²: Σ ½ max((p⁻)⁺, (p⁺)⁻)², the least viscous monotone one.
 
     Args:
@@ -160,7 +166,7 @@ def godunov(left: Sides, right: Sides, center: Sides | None = None) -> GridFunct
     return sum(p * p for p in upwind) / 2
 
 
-def engquist_osher(left: Sides, right: Sides, center: Sides | None = None) -> GridFunction:
+def engquist_osher(left: Slopes, right: Slopes, center: Slopes | None = None) -> GridFunction:
     """Engquist and Osher's numerical Hamiltonian of ½|p|²: Σ ½ ((p⁻)⁺)² + ½ ((p⁺)⁻)², monotone and once differentiable.
 
     Args:
@@ -186,7 +192,11 @@ def engquist_osher(left: Sides, right: Sides, center: Sides | None = None) -> Gr
 
 
 def lax_friedrichs(
-    left: Sides, right: Sides, hamiltonian: Hamiltonian | None, dissipation, center: Sides | None = None
+    left: Slopes,
+    right: Slopes,
+    hamiltonian: Hamiltonian | None,
+    dissipation: Dissipation,
+    center: Slopes | None = None,
 ) -> GridFunction:
     """Lax and Friedrichs' numerical Hamiltonian H((p⁻ + p⁺)/2) − Σ αᵢ (pᵢ⁺ − pᵢ⁻)/2, for any H.
 
@@ -256,7 +266,7 @@ def numerical_hamiltonian(
     *,
     scheme: str = "godunov",
     hamiltonian: Hamiltonian | None = None,
-    dissipation=None,
+    dissipation: Dissipation | None = None,
 ) -> GridFunction:
     """Ĥ(p⁻, p⁺) ≈ H(∇u) at every grid point, by a scheme's name.
 
@@ -293,7 +303,12 @@ def numerical_hamiltonian(
 
 
 def flux(
-    scheme: str, left, right, hamiltonian: Hamiltonian | None, dissipation, center: Sides | None = None
+    scheme: str,
+    left: Slopes,
+    right: Slopes,
+    hamiltonian: Hamiltonian | None,
+    dissipation: Dissipation,
+    center: Slopes | None = None,
 ) -> GridFunction:
     """The scheme's numerical Hamiltonian of given sides; ``center`` as in :func:`godunov`."""
     name = SCHEMES[scheme].flux
@@ -302,7 +317,7 @@ def flux(
     return (godunov if name == "godunov" else engquist_osher)(left, right, center)
 
 
-def slope_bounds(scheme: str, left: Sides, right: Sides) -> tuple[Array, ...]:
+def slope_bounds(scheme: str, left: Slopes, right: Slopes) -> tuple[Array, ...]:
     """What the scheme's flux of ½|p|² can change by as its sides do: max |pᵢ|, which bounds the step Δt.
 
     Args:

@@ -13,7 +13,7 @@ __all__ = ["save"]
 
 
 def save(
-    figure: Figure, stem: str | os.PathLike, *, vector: Literal["pdf", "svg"] = "pdf", dpi: float = 200.0
+    figure: Figure, stem: str | os.PathLike[str], *, vector: Literal["pdf", "svg"] = "pdf", dpi: float = 200.0
 ) -> tuple[Path, Path]:
     """Writes a figure as a vector file for papers and as a PNG for slides.
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import LightSource, Normalize
 from matplotlib.ticker import MaxNLocator
-from mpl_toolkits.mplot3d.art3d import Poly3DCollection
-from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from .. import _validate
 from ._arguments import as_grid, as_levels
@@ -18,7 +18,7 @@ __all__ = ["surface"]
 
 
 def surface(
-    ax: Axes3D,
+    ax: Axes,
     coordinates: tuple[Any, Any],
     values: Any,
     *,
@@ -27,7 +27,7 @@ def surface(
     limits: tuple[float, float] | None = None,
     elevation: float = 34.0,
     azimuth: float = -60.0,
-) -> Poly3DCollection:
+) -> PolyCollection:
     """The slice as a surface, lit from the upper left, viridis by height, its contours on the floor.
 
     Args:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .. import _validate
@@ -83,7 +84,7 @@ class Problem:
             object.__setattr__(self, name, value)
 
 
-def frozen(values) -> np.ndarray:
+def frozen(values: ArrayLike) -> np.ndarray:
     """A read-only float64 copy."""
     values = np.array(values, np.float64)
     values.setflags(write=False)

@@ -313,7 +313,9 @@ def gaussian_noise_limit(dimension: int) -> float:
     return dimension / (dimension + 2)
 
 
-def effective_smoothness(strong_convexity, smoothness, noise_variance, noise_growth):
+def effective_smoothness(
+    strong_convexity: ArrayLike, smoothness: ArrayLike, noise_variance: ArrayLike, noise_growth: ArrayLike
+) -> ArrayLike:
     """L + ρ, of checked constants: noise σ² + 2ρF enters every bound here as if L were larger by ρ."""
     _validate.check_positive("strong_convexity", strong_convexity)
     _validate.check_positive("smoothness", smoothness)
@@ -328,7 +330,7 @@ def effective_smoothness(strong_convexity, smoothness, noise_variance, noise_gro
     return smoothness + noise_growth
 
 
-def hyperbola(step, constant, start) -> Values:
+def hyperbola(step: ArrayLike, constant: ArrayLike, start: ArrayLike) -> Values:
     """1/(constant · step + 1/start), also for an infinite constant."""
     step = jnp.asarray(step)
     taken = step > 0

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Key
 
 from .. import _validate
@@ -166,7 +167,7 @@ class StochasticProblem:
         names = ("strong_convexity", "smoothness", "noise_variance", "noise_growth", "initial_sq_distance")
         return {name: getattr(self, name) for name in names}
 
-    def initial_point(self, dtype=None) -> Point:
+    def initial_point(self, dtype: DTypeLike | None = None) -> Point:
         """x₀ on the device, in JAX's default float dtype or another."""
         return jnp.asarray(self.initial, jnp.result_type(float) if dtype is None else dtype)
 
@@ -191,7 +192,7 @@ class StochasticProblem:
         """∇f_B for the minibatch of this key."""
         return jax.grad(self.minibatch_loss)(point, key, batch_size)
 
-    def variance_factor(self, batch_size=None):
+    def variance_factor(self, batch_size: ArrayLike | None = None) -> ArrayLike:
         """1/b, with replacement; (n − b)/(b (n − 1)) without; a float, or an array for a traced ``batch_size``."""
         batch_size = self.batch_size if batch_size is None else batch_size
         if isinstance(batch_size, numbers.Real):
@@ -200,11 +201,11 @@ class StochasticProblem:
             return 1 / batch_size
         return (self.num_examples - batch_size) / (batch_size * max(self.num_examples - 1, 1))
 
-    def gradient_variance(self, point: Point, batch_size=None) -> Value:
+    def gradient_variance(self, point: Point, batch_size: ArrayLike | None = None) -> Value:
         """E|∇f_B − ∇f|²."""
         return self.example_variance(point) * self.variance_factor(batch_size)
 
-    def expected_grad_sq_norm(self, point: Point, batch_size=None) -> Value:
+    def expected_grad_sq_norm(self, point: Point, batch_size: ArrayLike | None = None) -> Value:
         """E|∇f_B|²."""
         return jnp.sum(self.gradient(point) ** 2) + self.gradient_variance(point, batch_size)
 

@@ -7,9 +7,10 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from .. import _validate
+from .._typing import ArrayTree
 from ._checks import check_norm
 
 __all__ = [
@@ -23,10 +24,10 @@ __all__ = [
     "two_lip",
 ]
 
-ExampleLoss = Callable[[Array, PyTree], Float[Array, ""]]
+ExampleLoss = Callable[[Array, ArrayTree], Float[Array, ""]]
 """``loss_fn(x, y)``: the loss of one example, the parameters closed over."""
 
-Penalty = Callable[[Array, PyTree], Float[Array, ""]]
+Penalty = Callable[[Array, ArrayTree], Float[Array, ""]]
 """``penalty(xs, ys)``: one number for a batch, differentiable in what the loss closes over."""
 
 Reduction = Literal["mean", "max"]
@@ -131,7 +132,7 @@ def gradient_penalty(
             _difference_quotients, losses, norm=norm, step=step, central=difference == "central"
         )
 
-    def penalty(xs: Shaped[Array, "n ..."], ys: PyTree[Shaped[Array, "n ..."]]) -> Float[Array, ""]:
+    def penalty(xs: Shaped[Array, "n ..."], ys: ArrayTree) -> Float[Array, ""]:
         xs = _check_batch(xs, ys)
         if reduce == "mean":
             return norms(xs, ys).mean()
@@ -248,7 +249,7 @@ def lipschitz_excess(
 def largest_gradient(
     loss_fn: ExampleLoss,
     xs: Shaped[Array, "n ..."],
-    ys: PyTree[Shaped[Array, "n ..."]],
+    ys: ArrayTree,
     *,
     norm: float | str = 2,
     chunk_size: int | None = None,
@@ -289,7 +290,7 @@ def largest_gradient(
     return jax.lax.map(one, (xs, jax.tree.map(jnp.asarray, ys)), batch_size=chunk_size).max()
 
 
-def _check_batch(xs: Array, ys: PyTree) -> Array:
+def _check_batch(xs: Array, ys: ArrayTree) -> Array:
     xs = jnp.asarray(xs)
     _validate.check_float_tree("xs", xs)
     if xs.ndim == 0 or xs.shape[0] == 0:
@@ -302,8 +303,8 @@ def _check_batch(xs: Array, ys: PyTree) -> Array:
     return xs
 
 
-def _batch_losses(loss_fn: Callable, batched: bool) -> Callable[[Array, PyTree], Float[Array, " n"]]:
-    def losses(xs: Array, ys: PyTree) -> Float[Array, " n"]:
+def _batch_losses(loss_fn: Callable, batched: bool) -> Callable[[Array, ArrayTree], Float[Array, " n"]]:
+    def losses(xs: Array, ys: ArrayTree) -> Float[Array, " n"]:
         if batched:
             values = loss_fn(xs, ys)
             if jnp.shape(values) != xs.shape[:1]:
@@ -311,7 +312,7 @@ def _batch_losses(loss_fn: Callable, batched: bool) -> Callable[[Array, PyTree],
                 raise ValueError(msg)
             return values
 
-        def one(x: Array, y: PyTree) -> Array:
+        def one(x: Array, y: ArrayTree) -> Array:
             value = loss_fn(x, y)
             _validate.check_scalar_output("loss_fn", value)
             return value
@@ -321,12 +322,12 @@ def _batch_losses(loss_fn: Callable, batched: bool) -> Callable[[Array, PyTree],
     return losses
 
 
-def _input_gradients(losses: Callable, xs: Array, ys: PyTree) -> Array:
+def _input_gradients(losses: Callable, xs: Array, ys: ArrayTree) -> Array:
     """∇ₓℓ of every example: the gradient of the sum, since each loss sees its own x alone."""
     return jax.grad(lambda inputs: losses(inputs, ys).sum())(xs)
 
 
-def _gradient_norms(losses: Callable, xs: Array, ys: PyTree, *, norm: float) -> Float[Array, " n"]:
+def _gradient_norms(losses: Callable, xs: Array, ys: ArrayTree, *, norm: float) -> Float[Array, " n"]:
     return jax.vmap(lambda gradient: _norm(gradient, norm))(_input_gradients(losses, xs, ys))
 
 
@@ -358,7 +359,7 @@ def _dual_direction(gradient: Array, norm: float) -> Array:
 
 
 def _difference_quotients(
-    losses: Callable, xs: Array, ys: PyTree, *, norm: float, step: Array, central: bool
+    losses: Callable, xs: Array, ys: ArrayTree, *, norm: float, step: Array, central: bool
 ) -> Float[Array, " n"]:
     gradients = jax.lax.stop_gradient(_input_gradients(losses, xs, ys))
     directions = jax.vmap(lambda gradient: _dual_direction(gradient, norm))(gradients)

@@ -5,10 +5,10 @@ from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from .. import _arithmetic, _validate
-from .._typing import Params
+from .._typing import ArrayTree, Params
 from ._checks import check_norm
 from .penalties import Method, _batch_losses, _check_batch, _dual_direction, _norm
 
@@ -30,7 +30,7 @@ class RegularizedParts(NamedTuple):
 
 
 def regularized_value_and_grad(
-    loss_fn: Callable[[Params, Array, PyTree], Array],
+    loss_fn: Callable[[Params, Array, ArrayTree], Array],
     *,
     mean_weight: float | Float[Array, ""] = 0.0,
     max_weight: float | Float[Array, ""] = 0.0,
@@ -39,7 +39,7 @@ def regularized_value_and_grad(
     step: float | Float[Array, ""] = 1e-3,
     batched: bool = False,
 ) -> Callable[
-    [Params, Shaped[Array, "n ..."], PyTree], tuple[tuple[Float[Array, ""], RegularizedParts], Params]
+    [Params, Shaped[Array, "n ..."], ArrayTree], tuple[tuple[Float[Array, ""], RegularizedParts], Params]
 ]:
     r"""The talk's objective J and its gradient in the parameters, all terms from the same passes.
 
@@ -127,13 +127,13 @@ def regularized_value_and_grad(
     no_mean, no_max = _validate.is_static_zero(mean_weight), _validate.is_static_zero(max_weight)
 
     def value_and_grad(
-        params: Params, xs: Array, ys: PyTree
+        params: Params, xs: Array, ys: ArrayTree
     ) -> tuple[tuple[Array, RegularizedParts], Params]:
         xs = _check_batch(xs, ys)
         _validate.check_float_tree("params", params)
         share = 1 / xs.shape[0]
 
-        def losses(params: Params, xs: Array, ys: PyTree) -> Float[Array, " n"]:
+        def losses(params: Params, xs: Array, ys: ArrayTree) -> Float[Array, " n"]:
             return _batch_losses(lambda x, y: loss_fn(params, x, y), batched)(xs, ys)
 
         if no_mean or method == "finite_difference":
@@ -177,10 +177,10 @@ def regularized_value_and_grad(
     return value_and_grad
 
 
-BatchLosses = Callable[[Params, Array, PyTree], Float[Array, " n"]]
+BatchLosses = Callable[[Params, Array, ArrayTree], Float[Array, " n"]]
 
 
-def _reverse(losses: BatchLosses, params: Params, xs: Array, ys: PyTree) -> tuple[Array, Params, Array]:
+def _reverse(losses: BatchLosses, params: Params, xs: Array, ys: ArrayTree) -> tuple[Array, Params, Array]:
     """ℓ, ∇_w E ℓ and every ∇ₓℓ by one reverse pass: each loss sees its own x alone, so ∇ₓ of the mean is ∇ₓℓ/n."""
 
     def mean(params: Params, xs: Array) -> tuple[Array, Array]:
@@ -191,7 +191,9 @@ def _reverse(losses: BatchLosses, params: Params, xs: Array, ys: PyTree) -> tupl
     return values, gradient, xs.shape[0] * input_gradients
 
 
-def _with_input_gradients(losses: BatchLosses, params: Params, xs: Array, ys: PyTree) -> tuple[Array, Array]:
+def _with_input_gradients(
+    losses: BatchLosses, params: Params, xs: Array, ys: ArrayTree
+) -> tuple[Array, Array]:
     def total(inputs: Array) -> tuple[Array, Array]:
         values = losses(params, inputs, ys)
         return values.sum(), values
@@ -200,7 +202,7 @@ def _with_input_gradients(losses: BatchLosses, params: Params, xs: Array, ys: Py
     return values, input_gradients
 
 
-def _rise_at_one(losses: BatchLosses, params: Params, x: Array, shift: Array, y: PyTree) -> Params:
+def _rise_at_one(losses: BatchLosses, params: Params, x: Array, shift: Array, y: ArrayTree) -> Params:
     """∇_w ℓ(x + shift) − ∇_w ℓ(x) of one example [1, ...], as one pass over two."""
     twice = lambda leaf: jnp.concatenate([leaf, leaf])
 
