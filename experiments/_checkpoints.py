@@ -65,8 +65,16 @@ class Checkpoints(AbstractContextManager):
             # What a killed save left. Orbax would do it in a thread, which complains if the program ends before it.
             for path in self.directory.glob(f"*{orbax.checkpoint.utils.TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(path)
-        options = orbax.checkpoint.CheckpointManagerOptions(max_to_keep=keep)
-        self._manager = orbax.checkpoint.CheckpointManager(self.directory, options=options)
+        options = orbax.checkpoint.CheckpointManagerOptions(
+            max_to_keep=keep,
+            lightweight_initialize=True,  # else it fails here if one of them is damaged
+        )
+        handler = (
+            orbax.checkpoint.StandardCheckpointHandler()
+        )  # else reading the names and sums gives a warning
+        self._manager = orbax.checkpoint.CheckpointManager(
+            self.directory, item_handlers=handler, options=options
+        )
         if new and jax.process_index() == 0:  # the others have read by now: orbax waited for everybody
             write_json(self.directory / "config.json", dict(config))
         self._damaged: set[int] = set()
@@ -116,6 +124,7 @@ class Checkpoints(AbstractContextManager):
         # What was passed over must not stand in the way of the steps that are made again.
         for damaged in self._damaged.intersection(self._manager.all_steps()):
             self._manager.delete(damaged)
+        self._damaged.clear()
         if (last := self._manager.latest_step()) is not None and step <= last:
             msg = f"step must be larger than that of the last checkpoint in {self.directory}, {last}, got {step}."
             raise ValueError(msg)
