@@ -11,6 +11,7 @@ import jaxopt_pde  # noqa: E402
 
 project = "jaxopt_pde"
 author = "the jaxopt_pde authors"
+copyright = f"{author}, Apache-2.0"
 release = version = jaxopt_pde.__version__
 extensions = [
     "myst_parser",
@@ -20,6 +21,7 @@ extensions = [
     "sphinx_design",
     "sphinxcontrib.bibtex",
     "docstring_markup",
+    "full_size",
     "api_links",
     "api_pages",
     "gallery_pages",

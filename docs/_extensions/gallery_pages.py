@@ -146,7 +146,9 @@ def cards(app: Sphinx, docname: str, source: list[str]) -> None:
 
     source[0] = TABLE.sub(grid, source[0])
     names = sorted(path.stem for path in Path(app.srcdir, "gallery").glob("*.rst"))
-    source[0] += "\n```{toctree}\n:hidden:\n\n" + "".join(f"gallery/{name}\n" for name in names) + "```\n"
+    source[0] += (
+        "\n```{toctree}\n:hidden:\n\n" + "".join(f"{name} <gallery/{name}>\n" for name in names) + "```\n"
+    )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
