@@ -1,10 +1,15 @@
 """Checkpoints of a training that may be killed at any moment: orbax, with the checks it leaves to its caller."""
 
+import contextlib
+import functools
 import json
+import logging
+import os
+import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -57,27 +62,31 @@ class Checkpoints(AbstractContextManager):
             msg = f"keep must be at least 1, got {keep}."
             raise ValueError(msg)
         import jax
+
+        self.directory, self._keep = Path(directory).resolve(), keep
+        new = not self._refuse_others(dict(config))
+        self._damaged: set[int] = set()
+        self._manager = self._new_manager()
+        if new and jax.process_index() == 0:  # the others have read by now: orbax waited for everybody
+            write_json(self.directory / "config.json", dict(config))
+
+    def _new_manager(self) -> Any:
+        import jax
         import orbax.checkpoint
 
-        self.directory = Path(directory).resolve()
-        new = not self._refuse_others(dict(config))
+        _silence()
         if jax.process_index() == 0:
             # What a killed save left. Orbax would do it in a thread, which complains if the program ends before it.
             for path in self.directory.glob(f"*{orbax.checkpoint.utils.TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(path)
-        options = orbax.checkpoint.CheckpointManagerOptions(
-            max_to_keep=keep,
-            lightweight_initialize=True,  # else it fails here if one of them is damaged
+        return orbax.checkpoint.CheckpointManager(
+            self.directory,
+            item_handlers=orbax.checkpoint.StandardCheckpointHandler(),  # which else it guesses
+            options=orbax.checkpoint.CheckpointManagerOptions(
+                max_to_keep=self._keep,
+                lightweight_initialize=True,  # else it fails here if one of them is damaged
+            ),
         )
-        handler = (
-            orbax.checkpoint.StandardCheckpointHandler()
-        )  # else reading the names and sums gives a warning
-        self._manager = orbax.checkpoint.CheckpointManager(
-            self.directory, item_handlers=handler, options=options
-        )
-        if new and jax.process_index() == 0:  # the others have read by now: orbax waited for everybody
-            write_json(self.directory / "config.json", dict(config))
-        self._damaged: set[int] = set()
 
     def _refuse_others(self, config: dict[str, Any]) -> bool:
         """Whether there are checkpoints, which then are of this configuration."""
@@ -171,9 +180,7 @@ class Checkpoints(AbstractContextManager):
                 state = [_like(arrays[name], leaf) for name, leaf in leaves]
                 return step, jax.tree.unflatten(jax.tree.structure(like), state)
             self._damaged.add(step)
-            reason = (
-                f"{type(error).__name__}: {error}".partition("\n")[0][:300] if error else "in another process"
-            )
+            reason = _reason(error) if error else "in another process"
             warnings.warn(
                 f"{self.directory / str(step)} cannot be read ({reason}). Taking the checkpoint before it.",
                 RuntimeWarning,
@@ -221,16 +228,35 @@ class Checkpoints(AbstractContextManager):
     def _wait(self) -> None:
         self._guard(self._manager.wait_until_finished)
 
-    def _guard(self, act: Any) -> None:
+    def _guard(self, act: Callable[[], object]) -> None:
+        import jax
+
         try:
             act()
         except Exception as error:
-            self._manager.reload()  # it has forgotten the checkpoints that were to make room
+            if jax.process_count() == 1:
+                # The old one remembers the error of each of its threads, and would raise another at the next restore.
+                with contextlib.suppress(Exception):
+                    self._manager.close()
+                self._manager = self._new_manager()
             msg = (
-                f"A checkpoint could not be written to {self.directory} ({type(error).__name__}: {error}). "
+                f"A checkpoint could not be written to {self.directory} ({_reason(error)}). "
                 f"The newest whole one there is of step {self.latest()}."
             )
             raise StoreError(msg) from error
+
+
+@functools.cache
+def _silence() -> None:
+    """Keeps from the log what orbax reports in each of its threads before it raises it: here it is told once."""
+    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+
+
+def _reason(error: Exception) -> str:
+    """One line; tensorstore puts the number of the system's error behind pages of settings."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:300]
 
 
 def _committed(directory: Path) -> list[int]:
