@@ -1,15 +1,18 @@
-.PHONY: test test-all lint docs quickstart benchmarks
+.PHONY: test test-all lint docs quickstart benchmarks test-oldest
 test:        ## what CI runs
 	python -m pytest
 test-all:    ## also the slow checks
 	python -m pytest --run-slow
+test-oldest: ## with the lowest versions that pyproject.toml allows, in an environment of its own
+	uv venv --quiet --clear .venv-oldest && uv pip install --quiet --python .venv-oldest --resolution lowest-direct -e ".[test]"
+	.venv-oldest/bin/python -m pytest
 lint:
 	ruff check . && ruff format --check . && lint-imports
 docs:        ## the site, in docs/_build/html; needs `pip install -e ".[docs]"`, not the network
 	python -m sphinx --fail-on-warning --keep-going --nitpicky -b html docs docs/_build/html
 quickstart:
 	python -m experiments run quickstart
-benchmarks:  ## needs `pip install -e ".[benchmarks]"`, the last two MNIST through JAXOPT_PDE_DATA
+benchmarks:  ## needs `pip install -e ".[benchmarks]"`, attacks and landscape MNIST through JAXOPT_PDE_DATA
 	python benchmarks/optimizer_overhead.py
 	python benchmarks/step_rules.py
 	python benchmarks/models.py
@@ -18,3 +21,4 @@ benchmarks:  ## needs `pip install -e ".[benchmarks]"`, the last two MNIST throu
 	python benchmarks/control.py
 	python benchmarks/attacks.py
 	python benchmarks/landscape.py
+	python benchmarks/import_time.py
