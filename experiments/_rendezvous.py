@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 __all__ = ["PEER_LOST", "Disagreement", "Meeting", "exit_with_parent", "free_port", "meet"]
@@ -80,11 +80,24 @@ class Meeting:
         self._connections = dict(connections)
         self._silence = silence
         self._noticed = threading.Event()
+        self._left = threading.Event()
         self._lock = threading.Lock()
 
     def watch(self, on_loss: Callable[[str], None]) -> None:
         """Calls ``on_loss(sentence)`` in a thread of its own, once, when a peer dies, fails or falls silent."""
-        threading.Thread(target=self._watch, args=(on_loss,), name="peers", daemon=True).start()
+
+        def watch() -> None:
+            sentence = self._watch()
+            if sentence is None or self._left.is_set():
+                self._close()
+                return
+            self.lost = sentence
+            if self._process_id == 0:
+                self._tell({"lost": sentence})
+            self._noticed.set()
+            on_loss(sentence)
+
+        threading.Thread(target=watch, name="peers", daemon=True).start()
 
     def reason(self, seconds: float = GRACE_SECONDS) -> str | None:
         """Why a collective failed: waits that long for the news of a peer's death, which may come just after."""
@@ -93,50 +106,48 @@ class Meeting:
 
     def leave(self, error: str | None = None) -> None:
         """Says goodbye, so that the others do not take the end of this process for a death; or why it failed."""
+        self._tell({"failed": error} if error else {"done": True})
+        self._left.set()
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
         with self._lock:
             for line in self._connections.values():
-                line.send({"failed": error} if error else {"done": True})
+                line.send(message)
 
-    def _watch(self, on_loss: Callable[[str], None]) -> None:
+    def _close(self) -> None:
+        with self._lock:
+            for line in self._connections.values():
+                line.socket.close()
+
+    def _watch(self) -> str | None:
+        """What happened to a peer; None when all have left, or this process has."""
         heard = dict.fromkeys(self._connections, time.monotonic())
         spoken = 0.0
         with selectors.DefaultSelector() as selector:
             for peer, line in self._connections.items():
                 selector.register(line.socket, selectors.EVENT_READ, peer)
-            while selector.get_map():
-                now = time.monotonic()
-                if now - spoken > self._silence / 5:
-                    spoken = now
-                    with self._lock:
-                        for line in self._connections.values():
-                            line.send({})
+            while heard and not self._left.is_set():
+                if time.monotonic() - spoken > self._silence / 5:
+                    spoken = time.monotonic()
+                    self._tell({})
                 for event, _ in selector.select(self._silence / 10):
                     peer = event.data
                     heard[peer] = time.monotonic()
                     for message in self._connections[peer].receive():
                         if message is None:
-                            return self._lose(f"{peer} is gone", on_loss)
+                            return f"{peer} is gone"
                         if "failed" in message:
-                            return self._lose(f"{peer} failed: {message['failed']}", on_loss)
+                            return f"{peer} failed: {message['failed']}"
                         if "lost" in message:
-                            return self._lose(message["lost"], on_loss)
+                            return message["lost"]
                         if "done" in message:
                             selector.unregister(event.fileobj)
                             del heard[peer]
                             break
                 for peer, when in heard.items():
                     if time.monotonic() - when > self._silence:
-                        return self._lose(f"nothing was heard of {peer} for {self._silence:g} s", on_loss)
+                        return f"nothing was heard of {peer} for {self._silence:g} s"
         return None
-
-    def _lose(self, sentence: str, on_loss: Callable[[str], None]) -> None:
-        self.lost = sentence
-        if self._process_id == 0:
-            with self._lock:
-                for line in self._connections.values():
-                    line.send({"lost": sentence})
-        self._noticed.set()
-        on_loss(sentence)
 
 
 class _Line:
@@ -222,21 +233,24 @@ def _visit(address, introduction, deadline: float, timeout: float, silence: floa
     line.send(introduction)
     answer = line.first(deadline + 2 * GRACE_SECONDS - time.monotonic())
     if answer is None or "error" in answer:
+        connection.close()
         raise Disagreement(answer["error"] if answer else f"process 0 at {where} is gone.")
     return Meeting(introduction["peer"][0], answer["service"], {Peer(*answer["peer"]): line}, silence)
 
 
 def _host(address, num_processes: int, own: Peer, introduction, deadline: float, silence: float) -> Meeting:
-    lines: dict[Peer, _Line] = {}
-    views = {own: introduction["view"]}
+    # Lists: two that were given the same process_id may even share pid and host name, in containers.
+    lines: list[tuple[Peer, _Line]] = []
+    views: list[tuple[Peer, Mapping[str, Any]]] = [(own, introduction["view"])]
     wanted, closing = num_processes, deadline
     try:
         server = socket.create_server(address, backlog=128)
     except OSError as error:
-        msg = f"process 0 cannot listen at {address[0]}:{address[1]} ({error.strerror}); is another process 0 there?"
+        where = f"{address[0]}:{address[1]}"
+        msg = f"process 0 cannot listen at {where} ({error.strerror}); is another process 0 there?"
         raise Disagreement(msg) from error
     with server:
-        while len({peer.process_id for peer in views}) < wanted and time.monotonic() < closing:
+        while len({peer.process_id for peer, _ in views}) < wanted and time.monotonic() < closing:
             server.settimeout(max(closing - time.monotonic(), 0.01))
             with contextlib.suppress(TimeoutError):
                 line = _Line(server.accept()[0])
@@ -245,7 +259,8 @@ def _host(address, num_processes: int, own: Peer, introduction, deadline: float,
                     line.socket.close()
                     continue
                 peer = Peer(*message["peer"])
-                lines[peer], views[peer] = line, message["view"]
+                lines.append((peer, line))
+                views.append((peer, message["view"]))
                 wanted = max(wanted, message["view"]["num_processes"])
                 if _difference(
                     views
@@ -253,31 +268,33 @@ def _host(address, num_processes: int, own: Peer, introduction, deadline: float,
                     closing = min(closing, time.monotonic() + GRACE_SECONDS)
     error = _difference(views)
     if error is None and len(views) < num_processes:
-        missing = sorted(set(range(num_processes)) - {peer.process_id for peer in views})
+        missing = sorted(set(range(num_processes)) - {peer.process_id for peer, _ in views})
         error = (
             f"of the {num_processes} processes, {missing} did not come to {address[0]}:{address[1]} in time."
         )
     if error:
-        for line in lines.values():
+        for _, line in lines:
             line.send({"error": error})
+            line.socket.close()
         raise Disagreement(error)
     with socket.create_server((address[0], 0)) as probe:
         service = f"{address[0]}:{probe.getsockname()[1]}"
-    for line in lines.values():
+    for _, line in lines:
         line.send({"service": service, "peer": list(own)})
-    return Meeting(0, service, lines, silence)
+    return Meeting(0, service, dict(lines), silence)
 
 
-def _difference(views: Mapping[Peer, Mapping[str, Any]]) -> str | None:
+def _difference(views: Sequence[tuple[Peer, Mapping[str, Any]]]) -> str | None:
     """A sentence on the first field in which a process differs from process 0, None if all agree."""
-    first, *others = views.items()
-    for peer, view in others:
-        for name in [*first[1], *(key for key in view if key not in first[1])]:
-            ours, theirs = first[1].get(name, "nothing"), view.get(name, "nothing")
-            if ours != theirs:
-                return f"the processes were started differently: {name} is {ours} in {first[0]}, {theirs} in {peer}."
-    seen: dict[int, Peer] = {}
-    for peer in views:
+    (first, ours), *others = views
+    seen = {first.process_id: first}
+    for peer, theirs in others:
+        for name in [*ours, *(key for key in theirs if key not in ours)]:
+            here, there = ours.get(name, "nothing"), theirs.get(name, "nothing")
+            if here != there:
+                return (
+                    f"the processes were started differently: {name} is {here} in {first}, {there} in {peer}."
+                )
         if peer.process_id in seen:
             return f"process_id {peer.process_id} was given twice: {seen[peer.process_id]} and {peer}."
         seen[peer.process_id] = peer
