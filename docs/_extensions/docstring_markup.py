@@ -1,8 +1,12 @@
 """The package's docstrings as reStructuredText: bars are norms, stars are minimisers, indented lines are formulas."""
 
-import re
+from __future__ import annotations
 
-from sphinx.application import Sphinx
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 SECTIONS = ("Good values", "Extra args of update", "Warns", "Differentiation", "Methods")
 _HEADERS = {*SECTIONS, "Args", "Attributes", "Example", "Raises", "References", "Returns"}
