@@ -193,7 +193,8 @@ def bandwidth(preset: Preset, repetitions: int) -> list[dict[str, Any]]:
     """GB/s of every kernel by its least bytes, and its share of the first row's, round by round."""
     rows = kernels(preset.numbers)
     timed = seconds_of({name: row.run for name, row in rows.items()}, repetitions)
-    rates = {name: row.least_bytes * row.steps / timed[name][:, 0] for name, row in rows.items()}
+    rates = {name: row.least_bytes * row.steps / timed[name] for name, row in rows.items()}  # [rounds, clock]
+    spread = lambda name, clock: rates[name][:, clock] / rates[UNIT][:, clock]
     return [
         {
             "part": "bandwidth",
@@ -201,8 +202,9 @@ def bandwidth(preset: Preset, repetitions: int) -> list[dict[str, Any]]:
             "wall_ms": float(np.median(timed[name][:, 0]) / row.steps * 1e3),
             "least_bytes": row.least_bytes,
             "xla_bytes": row.xla_bytes,
-            "gb_per_second": float(np.median(rates[name]) / 1e9),
-            "share": [float(f(rates[name] / rates[UNIT])) for f in (np.median, np.min, np.max)],
+            "gb_per_second": float(np.median(rates[name][:, 0]) / 1e9),
+            "wall_share": [float(f(spread(name, 0))) for f in (np.median, np.min, np.max)],
+            "cpu_share": [float(f(spread(name, 1))) for f in (np.median, np.min, np.max)],
         }
         for name, row in rows.items()
     ]
@@ -260,35 +262,43 @@ def _by_gradient(part: str, loops, repetitions: int, images: int) -> list[dict[s
 
 
 def markdown(stored: dict[str, Any]) -> str:
-    """The tables of a stored JSON, and under them where it was measured."""
+    """The tables of a stored JSON, and under them where it was measured; CPU times only where they mean something."""
     three = "{:.2f} [{:.2f}, {:.2f}]".format
-    parts = {part: [row for row in stored["rows"] if row["part"] == part] for part in (
-        "bandwidth", "overhead", "chains", "All-CNN")}  # fmt: skip
-    lines = [
-        "| kernel | ms | least bytes | XLA's bytes | GB/s | share of y ← y + s x |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in parts["bandwidth"]:
-        accessed = "–" if row["xla_bytes"] is None else f"{row['xla_bytes'] / 1e6:,.0f} MB"
-        cells = f"{row['wall_ms']:.2f} | {row['least_bytes'] / 1e6:,.0f} MB | {accessed} | {row['gb_per_second']:.1f}"
-        lines.append(f"| {row['row']} | {cells} | {three(*row['share'])} |")
-    for part in ("overhead", "chains", "All-CNN"):
-        first = parts[part][0]["row"]
-        images = "" if part == "overhead" else " images/s |"
-        lines += [
-            "",
-            f"| {part} | ms a gradient | over {first} |{images}",
-            "|---|---|---|" + ("---|" if images else ""),
+    on_cpu, lines = stored["preset"] == "cpu", []
+
+    def table(part, *heads, cells):
+        rows = [row for row in stored["rows"] if row["part"] == part]
+        heads = [part, *(head.format(rows[0]["row"]) for head in heads)]
+        lines.extend([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"])
+        lines.extend(f"| {' | '.join([row['row'], *cells(row)])} |" for row in rows)
+        lines.append("")
+
+    def kernel(row):
+        accessed = "–" if row["xla_bytes"] is None else f"{row['xla_bytes'] / 1e6:,.0f}"
+        cells = [
+            f"{row['wall_ms']:.3g}",
+            f"{row['least_bytes'] / 1e6:,.0f}",
+            accessed,
+            f"{row['gb_per_second']:.1f}",
         ]
-        for row in parts[part]:
-            last = f" {row['images_per_second']:,.0f} |" if images else ""
-            lines.append(f"| {row['row']} | {row['wall_ms']:.3f} | {three(*row['wall_ratio'])} |{last}")
-    preset, dtype = stored["preset"], stored["dtype"]
-    where = paired.caption(stored["environment"])
-    note = (
-        f"Median [least, greatest] of {stored['repetitions']} rounds; preset `{preset}`, networks in {dtype}."
-    )
-    return "\n".join([*lines, "", f"{note} {where}."])
+        return [*cells, three(*row["wall_share"]), *[three(*row["cpu_share"])] * on_cpu]
+
+    def gradient(row):
+        milliseconds = row["wall_ms"]
+        cells = [
+            f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:,.0f}",
+            three(*row["wall_ratio"]),
+        ]
+        return [*cells, *[three(*row["cpu_ratio"])] * on_cpu]
+
+    with_images = lambda row: [*gradient(row), f"{row['images_per_second']:,.0f}"]
+    by_cpu = ["by CPU time"] * on_cpu
+    table("bandwidth", "ms", "least MB", "XLA's MB", "GB/s", "share of {}", *by_cpu, cells=kernel)
+    table("overhead", "ms a gradient", "over {}", *by_cpu, cells=gradient)
+    for part in ("chains", "All-CNN"):
+        table(part, "ms a gradient", "over {}", *by_cpu, "images/s", cells=with_images)
+    note = f"Median [least, greatest] of {stored['repetitions']} rounds; preset `{stored['preset']}`, networks in"
+    return "\n".join([*lines, f"{note} {stored['dtype']}. {paired.caption(stored['environment'])}."])
 
 
 def main() -> None:

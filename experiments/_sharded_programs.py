@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_pde
-from jaxopt_pde import control, landscape
+from jaxopt_pde import InnerStep, control, landscape
 
 __all__ = ["PROGRAMS", "Program", "Sizes", "compile_program", "cpu_devices", "num_params"]
 
@@ -100,16 +100,18 @@ def _mesh(devices: list[jax.Device], **axes: int) -> jax.sharding.Mesh:
 
 
 def _compiled(step: Callable, *arguments: Any) -> jax.stages.Compiled:
-    return jax.jit(step).lower(*arguments).compile()
+    """Machine code is not wanted, so it need not be good."""
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(step).lower(*arguments).compile(compiler_options=options)
 
 
-def _lookup(batches, step, chain):
-    return jax.tree.map(lambda b: b[step, chain], batches)
+def _by_subscripts(step, batches):
+    return jax.tree.map(lambda b: b[step.step, step.chain], batches)
 
 
-def _outer_step(tx):
+def _outer_step(tx, lookup=InnerStep.batch):
     def step(params, state, batches):
-        grad_fn = lambda p, s: jax.grad(_loss)(p, _lookup(batches, s.step, s.chain))
+        grad_fn = lambda p, s: jax.grad(_loss)(p, lookup(s, batches))
         updates, state = tx.update(params, state, params, grad_fn=grad_fn)
         return optax.apply_updates(params, updates), state
 
@@ -139,10 +141,10 @@ def _entropy_sgd(
     *,
     weak: bool = False,
     data: int = 1,
-    batch_axes: tuple[str | None, ...] = (),
+    lookup: Callable = InnerStep.batch,
     **settings,
 ) -> Program:
-    """Chains over the devices; with ``data`` = 2 their batches over pairs of devices."""
+    """Chains and their batches over the devices; with ``data`` = 2 each batch over a pair of devices."""
     data = min(data, len(devices))
     mesh = _mesh(devices, chains=len(devices) // data, data=data)
     chains = sizes.copies_per_device * len(devices) if weak else sizes.copies
@@ -151,18 +153,18 @@ def _entropy_sgd(
         chain_sharding=NamedSharding(mesh, PartitionSpec("chains")), **settings,
     )  # fmt: skip
     carry = _placed((_params(), jax.eval_shape(tx.init, _params())), mesh)
-    batches = _placed(_batches(sizes.num_steps, chains, sizes.batch_size), mesh, *batch_axes)
-    return Program(_compiled(_outer_step(tx), *carry, batches), sizes.num_steps)
+    batches = _placed(_batches(sizes.num_steps, chains, sizes.batch_size), mesh, None, "chains", "data")
+    return Program(_compiled(_outer_step(tx, lookup), *carry, batches), sizes.num_steps)
 
 
 def _parle(devices, sizes: Sizes, *, weak: bool = False) -> Program:
-    """Replicas over the devices, batches whole on each."""
+    """Replicas and their batches over the devices."""
     mesh = _mesh(devices, replicas=len(devices))
     replicas = sizes.copies_per_device * len(devices) if weak else sizes.copies
     tx = jaxopt_pde.parle(0.5, 0.5, 0.1, coupling_time=5.0, num_steps=sizes.num_steps)
     params = _placed(_params(replicas), mesh, "replicas")
     state = _placed(jax.eval_shape(tx.init, params), mesh)
-    batches = _placed(_batches(sizes.num_steps, replicas, sizes.batch_size), mesh)
+    batches = _placed(_batches(sizes.num_steps, replicas, sizes.batch_size), mesh, None, "replicas")
     return Program(_compiled(_outer_step(tx), params, state, batches), sizes.num_steps)
 
 
@@ -201,8 +203,8 @@ PROGRAMS: dict[str, Callable[[list[jax.Device], Sizes], Program]] = {
     "Entropy-SGD, K fixed": _entropy_sgd,
     "Entropy-SGD, K/n fixed": functools.partial(_entropy_sgd, weak=True),
     "Entropy-SGD, control variate": functools.partial(_entropy_sgd, estimator="control_variate"),
-    "Entropy-SGD, chains × data": functools.partial(_entropy_sgd, data=2, batch_axes=(None, None, "data")),
-    "Entropy-SGD, batches split by chain": functools.partial(_entropy_sgd, batch_axes=(None, "chains")),
+    "Entropy-SGD, chains × data": functools.partial(_entropy_sgd, data=2),
+    "Entropy-SGD, batches[step, chain]": functools.partial(_entropy_sgd, lookup=_by_subscripts),
     "Parle, R fixed": _parle,
     "Parle, R/n fixed": functools.partial(_parle, weak=True),
     "path integral": _path_integral,

@@ -5,9 +5,10 @@ often each runs. These are counts and not seconds, so eight CPU devices on any n
 step* is one gradient on each device, of all its chains at once; bytes are those that one device sends with the ring
 algorithm, in units of the model's own. Data-parallel SGD sends 2 (n − 1)/n models a gradient step. Entropy-SGD with
 its chains over the devices, and Parle with its replicas, send that once in L = 25 of them, whether the number of
-chains is fixed (strong scaling) or grows with the devices (weak scaling); the control variate averages four trees and
-sends four times as much. With chains and data on two axes of a mesh each gradient is averaged over the data axis. A
-batch looked up by `InnerStep.chain` in an array that is itself split over the chains is the mistake to avoid.
+chains is fixed (strong scaling) or grows with the devices (weak scaling); the control variate averages three trees
+and sends three times as much. With chains and data on two axes of a mesh each gradient is also averaged over the data
+axis. Minibatches lie with their chains and are looked up by `InnerStep.batch`; two subscripts, `batches[step, chain]`,
+send them around instead, the mistake to avoid.
 
 The times are predictions, not measurements: the counted bytes, scaled to a model of another size, through the
 formulas of ring and tree on links of published peak speed (``published/link_speeds.json`` has the sources), with
@@ -39,7 +40,7 @@ COLOURS = {  # Okabe & Ito
     CHAINS: "#d55e00",
     CONTROLLED: "#e69f00",
     "Entropy-SGD, chains × data": "#cc79a7",
-    "Entropy-SGD, batches split by chain": "#000000",
+    "Entropy-SGD, batches[step, chain]": "#000000",
     "Parle, R fixed": "#009e73",
     PARLE: "#009e73",
     "path integral": "#56b4e9",
@@ -238,7 +239,7 @@ def _counted(axis, results) -> None:
     order = sorted(results["program"], key=lambda name: models_per_step(results, name)[-1])
     for height, name in enumerate(order):
         ratio, colour = models_per_step(results, name), COLOURS[name]
-        axis.barh(height, ratio[-1], left=0, height=0.62, color=colour, alpha=0.85)
+        axis.barh(height, ratio[-1], height=0.62, color=colour, alpha=0.85)
         several = results["devices"] > 1
         axis.plot(ratio[several], np.full(several.sum(), height), "o", color="white", mec="black", ms=4.5)
         axis.text(ratio.max() * 1.3, height, f"{ratio[-1]:.2g}", va="center", fontsize=9.5)
@@ -255,7 +256,7 @@ STYLES = {"H100: NVLink 4, NDR InfiniBand": "-", "PCIe 5 cards, 100 GbE a node":
 
 
 def _predicted(axis, results, model) -> None:
-    n, steps = results["accelerators"], int(results["gradient_steps"].max())
+    n, steps = results["accelerators"], found_in(results, PARLE, 0)[1]
     names = {SGD: "data-parallel SGD", PARLE: "Parle, Entropy-SGD chains"}
     for (method, label), (fabric, style) in ((m, f) for m in names.items() for f in STYLES.items()):
         place = list(results["fabric"]).index(fabric), model, list(results["method"]).index(method)
