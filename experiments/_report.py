@@ -38,12 +38,15 @@ a { color: inherit }
 code, pre { font: 0.9em/1.5 ui-monospace, monospace }
 pre { background: var(--card); padding: 0.8rem 1rem; border-radius: 6px; overflow-x: auto;
       white-space: pre-wrap }
-img { display: block; max-width: 100%; background: #ffffff; border-radius: 6px; padding: 0.5rem;
-      box-sizing: border-box }
 .wide { overflow-x: auto; margin: 1.2rem 0 }
+img { display: block; width: 100%; min-width: 38rem; background: #ffffff; border-radius: 6px; padding: 0.5rem;
+      box-sizing: border-box }
+nav li { margin: 0.3rem 0 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: 0.3rem 0.9rem 0.3rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--soft); font-weight: 600 }
+td + td { white-space: nowrap }
+details td { white-space: normal; overflow-wrap: anywhere }
 summary { cursor: pointer; color: var(--soft); margin: 0.6rem 0 }
 .soft { color: var(--soft) }
 """
@@ -151,7 +154,8 @@ def image(directory: Path, description: str) -> str:
     # As an image and not inline: the ids inside two inline SVGs of one page would collide.
     kind = "svg+xml" if path.suffix == ".svg" else "png"
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/{kind};base64,{data}">'
+    alternative = html.escape(description)
+    return f'<div class="wide"><img alt="{alternative}" src="data:image/{kind};base64,{data}"></div>'
 
 
 def section(record: Any, docstring: str) -> str:
@@ -191,7 +195,10 @@ def page(title: str, sections: Mapping[str, str]) -> str:
         title: of the page.
         sections: rendered sections by experiment name; with several, the page begins with links to them.
     """
-    links = "".join(f'<li><a href="#{html.escape(name)}">{html.escape(name)}</a></li>' for name in sections)
+    links = ""
+    for name, section in sections.items():
+        heading = re.search(r"<h2>(.*?)</h2>", section, re.DOTALL)[1]  # escaped already
+        links += f'<li><a href="#{html.escape(name)}">{heading}</a> <span class="soft">{html.escape(name)}</span></li>'
     contents = f"<nav><ul>{links}</ul></nav>" if len(sections) > 1 else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
