@@ -47,11 +47,11 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
 napoleon_attr_annotations = False  # the signature has the types
 napoleon_use_rtype = False
 napoleon_custom_sections = [
-    (name, "params_style") if name in ("Extra args of update", "Methods") else name for name in SECTIONS
+    (name, "params_style") if name in ("Attributes", "Extra args of update", "Methods") else name
+    for name in ("Attributes", *SECTIONS)
 ]
 add_module_names = False
 toc_object_entries = False

@@ -24,7 +24,7 @@ TITLES = {
     "problems": "Test problems and rates",
     "models": "Networks",
 }
-TYPES = ("Params", "ScalarOrSchedule", "ValueFn", "GradFn")
+TYPES = ("Params", "ArrayTree", "ScalarOrSchedule", "ValueFn", "GradFn")
 
 
 class Symbol(NamedTuple):
@@ -152,16 +152,21 @@ def module_page(module: str, symbols: list[Symbol]) -> str:
 
 
 def types_page() -> str:
-    """The vocabulary of the signatures."""
-    page = _heading("Types in the signatures")
-    typing = importlib.import_module(f"{PACKAGE}._typing")
-    body = ast.parse(Path(typing.__file__).read_text(encoding="utf-8")).body
+    """The vocabulary of the signatures: the assignments of ``_typing.py`` with the strings under them."""
+    source = Path(importlib.import_module(f"{PACKAGE}._typing").__file__).read_text(encoding="utf-8")
+    body = ast.parse(source).body
+    body += [statement for item in body if isinstance(item, ast.If) for statement in item.orelse]
+    entries = {}
     for item, below in itertools.pairwise(body):
-        names = [t.id for t in getattr(item, "targets", []) if isinstance(t, ast.Name)]
-        if names and names[0] in TYPES:
+        if isinstance(item, ast.Assign) and isinstance(below, ast.Expr):
             text = " ".join(below.value.value.split())
-            page += f".. py:data:: {names[0]}\n   :value: {ast.unparse(item.value)}\n\n   {text}\n\n"
-    return page
+            entries[ast.unparse(item.targets[0])] = (ast.unparse(item.value), text)
+    if missing := [name for name in TYPES if name not in entries]:
+        msg = f"jaxopt_pde/_typing.py documents no {', '.join(missing)}, which signatures name"
+        raise ExtensionError(msg)
+    return _heading("Types in the signatures") + "".join(
+        f".. py:data:: {name}\n   :value: {entries[name][0]}\n\n   {entries[name][1]}\n\n" for name in TYPES
+    )
 
 
 def write_pages(app: Sphinx) -> None:

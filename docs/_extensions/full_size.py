@@ -11,7 +11,10 @@ def link_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         return
     here = app.builder.get_target_uri(docname)
     for image in list(doctree.findall(nodes.image)):
-        if image["uri"].startswith("figures/") and not isinstance(image.parent, nodes.reference):
+        known = (
+            image["uri"].startswith("figures/") and image["uri"] in app.env.images
+        )  # else Sphinx has warned
+        if known and not isinstance(image.parent, nodes.reference):
             name = app.env.images[image["uri"]][1]
             target = relative_uri(here, f"{app.builder.imagedir}/{name}")
             image.replace_self(nodes.reference("", "", image.deepcopy(), refuri=target, internal=True))
