@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import warnings
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments import _leaves
 from experiments._store import StoreError, read_json, write_json
 
 # JAX and orbax are imported inside the functions that need them, so that `list` and `report` answer at once.
 
 PyTree = Any
-Leaves = list[tuple[str, Any]]
 
 
 class CheckpointMismatch(StoreError):  # noqa: N818
@@ -121,14 +120,21 @@ class Checkpoints(AbstractContextManager):
         Raises:
             StoreError: if the save before this one could not be written, such as on a full disk. The older
                 checkpoints are intact, and saving may be tried again.
-            TypeError: for a leaf that is neither an array nor a number.
+            TypeError: for a leaf that is neither an array nor a number, or that belongs to one of several processes.
             ValueError: for a step not larger than the last one.
         """
+        import jax
         import orbax.checkpoint
 
-        leaves = _named(state)
-        types = [[name, _type(name, leaf)] for name, leaf in leaves]
-        arrays = {name: _as_array(leaf) for name, leaf in leaves}
+        leaves = _leaves.named(state)
+        for name, leaf in leaves:
+            if jax.process_count() > 1 and isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+                msg = (
+                    f"{name} must be an array over all processes, or a NumPy array, got one of this process."
+                )
+                raise TypeError(msg)
+        types = [[name, _leaves.describe(name, leaf)] for name, leaf in leaves]
+        arrays = {name: _leaves.as_array(leaf) for name, leaf in leaves}
         self._wait()
         # What was passed over must not stand in the way of the steps that are made again.
         for damaged in self._damaged.intersection(self._manager.all_steps()):
@@ -137,11 +143,11 @@ class Checkpoints(AbstractContextManager):
         if (last := self._manager.latest_step()) is not None and step <= last:
             msg = f"step must be larger than that of the last checkpoint in {self.directory}, {last}, got {step}."
             raise ValueError(msg)
-        sums = [_checksum(array) for array in arrays.values()]
+        sums = [_leaves.checksum(array) for array in arrays.values()]
         self._guard(
             lambda: self._manager.save(
                 step,
-                args=orbax.checkpoint.args.StandardSave(_stored(arrays)),
+                args=orbax.checkpoint.args.StandardSave(_leaves.storable(arrays)),
                 custom_metadata={"leaves": [[*each, check] for each, check in zip(types, sums, strict=True)]},
                 force=True,
             )
@@ -165,19 +171,17 @@ class Checkpoints(AbstractContextManager):
         import jax
 
         self._wait()
-        leaves = _named(like)
+        leaves = _leaves.named(like)
         for step in reversed(self._steps()):
             arrays, error = {}, None
             try:
                 arrays = self._read(step, leaves)
             except CheckpointMismatch:
                 raise
-            except (
-                Exception
-            ) as caught:  # tensorstore, json and orbax raise half a dozen types for damaged files
+            except Exception as caught:  # half a dozen types for damaged files
                 error = caught
             if _everywhere(error is None):
-                state = [_like(arrays[name], leaf) for name, leaf in leaves]
+                state = [_leaves.like_leaf(arrays[name], leaf) for name, leaf in leaves]
                 return step, jax.tree.unflatten(jax.tree.structure(like), state)
             self._damaged.add(step)
             reason = _reason(error) if error else "in another process"
@@ -188,21 +192,24 @@ class Checkpoints(AbstractContextManager):
             )
         return None
 
-    def _read(self, step: int, leaves: Leaves) -> dict[str, Any]:
+    def _read(self, step: int, leaves: _leaves.Leaves) -> dict[str, Any]:
         import orbax.checkpoint
 
         about = self._manager.metadata(step).custom_metadata["leaves"]
-        self._refuse_other_leaves(step, about, [(name, _type(name, leaf)) for name, leaf in leaves])
-        targets = {name: _target(leaf) for name, leaf in leaves}
-        arrays = self._manager.restore(step, args=orbax.checkpoint.args.StandardRestore(_stored(targets)))
-        for name, _, check in about:
-            if name in arrays and check is not None and _checksum(arrays[name]) != check:
+        self._refuse_other_leaves(step, about, {name: _leaves.describe(name, leaf) for name, leaf in leaves})
+        targets = {name: _leaves.target(leaf) for name, leaf in leaves}
+        arrays = self._manager.restore(
+            step, args=orbax.checkpoint.args.StandardRestore(_leaves.storable(targets))
+        )
+        for name, _, written in about:
+            found = _leaves.checksum(arrays[name]) if name in arrays else None
+            if None not in (found, written) and found != written:
                 msg = f"the bytes of {name} are not those that were written"
                 raise ValueError(msg)
         return arrays | {n: np.empty(t.shape, t.dtype) for n, t in targets.items() if not t.size}
 
-    def _refuse_other_leaves(self, step: int, about: list[list[Any]], asked: list[tuple[str, str]]) -> None:
-        stored, asked = {name: kind for name, kind, _ in about}, dict(asked)
+    def _refuse_other_leaves(self, step: int, about: list[list[Any]], asked: dict[str, str]) -> None:
+        stored = {name: kind for name, kind, _ in about}
         for name in [*stored, *asked]:
             there, here = stored.get(name, "absent"), asked.get(name, "absent")
             if there != here:
@@ -277,94 +284,6 @@ def _everywhere(here: bool) -> bool:
     import jax
     from jax.experimental import multihost_utils
 
-    return (
-        bool(np.all(multihost_utils.process_allgather(np.asarray(here)))) if jax.process_count() > 1 else here
-    )
-
-
-# A state as orbax gets it: arrays by name, keys as their data, and the empty arrays, which it refuses, left out.
-
-
-def _named(tree: PyTree) -> Leaves:
-    import jax
-
-    return [(jax.tree_util.keystr(path) or "state", leaf) for path, leaf in jax.tree.leaves_with_path(tree)]
-
-
-def _is_key(leaf: Any) -> bool:
-    import jax
-
-    return jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
-
-
-def _type(name: str, leaf: Any) -> str:
-    """Dtype and shape, such as ``bfloat16[3, 2]`` or ``key<fry>[]``."""
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    if not _is_key(leaf) and np.dtype(leaf.dtype).kind in "OUSMm":
-        msg = f"{name} must be an array of numbers, booleans or keys, or a number, got {leaf!r}."
-        raise TypeError(msg)
-    return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _on_device(leaf: Any) -> bool:
-    import jax
-
-    return isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
-
-
-def _as_array(leaf: Any) -> Any:
-    import jax
-
-    if _is_key(leaf):
-        return jax.random.key_data(leaf)
-    return leaf if _on_device(leaf) else np.asarray(leaf)
-
-
-def _stored(arrays: dict[str, Any]) -> dict[str, Any]:
-    return {name: array for name, array in arrays.items() if array.size} or {"nothing": np.zeros(1)}
-
-
-def _checksum(array: Any) -> int | None:
-    """Of all bytes, since orbax would read changed ones without a word; None if other processes have some."""
-    if not getattr(array, "is_fully_addressable", True):
-        return None
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-
-
-def _target(leaf: Any) -> Any:
-    """What tells orbax to read a leaf onto its devices, or to the host."""
-    import jax
-
-    if not _on_device(leaf):
-        return np.empty_like(np.asarray(leaf))
-    data = jax.eval_shape(_as_array, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    if (sharding := _sharding(leaf)) is None:
-        return np.empty(data.shape, data.dtype)
-    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
-
-
-def _like(array: Any, leaf: Any) -> Any:
-    """What orbax read, as the kind of ``leaf``: an array, a key, a number."""
-    import jax
-    import jax.numpy as jnp
-
-    if not _on_device(leaf):
-        array = np.asarray(array)
-        return (
-            array
-            if isinstance(leaf, np.ndarray)
-            else array[()]
-            if isinstance(leaf, np.generic)
-            else array.item()
-        )
-    array = array if isinstance(array, jax.Array) else jax.device_put(jnp.asarray(array), _sharding(leaf))
-    if not _is_key(leaf):
-        return array
-    names = []  # only a key that is traced tells the name of its algorithm, not its type
-    jax.eval_shape(lambda key: names.append(jax.random.key_impl(key)), leaf)
-    return jax.random.wrap_key_data(array, impl=names[0])
-
-
-def _sharding(leaf: Any) -> Any:
-    """Where a JAX array belongs; None for one that JAX may move, which else would come back bound to its device."""
-    return leaf.sharding if getattr(leaf, "committed", True) else None
+    if jax.process_count() == 1:
+        return here
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(here))))

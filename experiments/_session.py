@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from experiments._leaves import is_key
 from experiments._store import Arrays, StoreError, as_arrays, read_arrays, write_arrays
 from experiments._unfinished import Unfinished, stack
 
@@ -161,24 +162,18 @@ def _types(tree: Any) -> tuple[Any, ...]:
     return treedef, [(leaf.dtype, leaf.shape) for leaf in leaves]
 
 
-def _is_key(leaf: Any) -> bool:
-    import jax
-
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _strongly_typed(leaf: Any) -> Any:
     """Drops JAX's weak types: they do not survive a file, and would promote differently after resuming."""
     import jax.numpy as jnp
 
-    return leaf if _is_key(leaf) else jnp.asarray(leaf, dtype=jnp.asarray(leaf).dtype)
+    return leaf if is_key(leaf) else jnp.asarray(leaf, dtype=jnp.asarray(leaf).dtype)
 
 
 def _to_host(leaf: Any) -> np.ndarray:
     """A leaf as numbers an ``.npz`` knows: keys as their data, bfloat16 and the like as raw bytes."""
     import jax
 
-    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
@@ -187,7 +182,7 @@ def _to_device(array: np.ndarray, like: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    if _is_key(like):
+    if is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     array = jnp.asarray(array if array.dtype == like.dtype else array.view(like.dtype))
     return jax.device_put(array, like.sharding) if len(like.sharding.device_set) > 1 else array
