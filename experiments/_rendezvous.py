@@ -81,6 +81,7 @@ class Meeting:
         self._silence = silence
         self._noticed = threading.Event()
         self._left = threading.Event()
+        self._watching: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def watch(self, on_loss: Callable[[str], None]) -> None:
@@ -88,8 +89,8 @@ class Meeting:
 
         def watch() -> None:
             sentence = self._watch()
-            if sentence is None or self._left.is_set():
-                self._close()
+            if sentence is None:
+                self.close()
                 return
             self.lost = sentence
             if self._process_id == 0:
@@ -97,7 +98,8 @@ class Meeting:
             self._noticed.set()
             on_loss(sentence)
 
-        threading.Thread(target=watch, name="peers", daemon=True).start()
+        self._watching = threading.Thread(target=watch, name="peers", daemon=True)
+        self._watching.start()
 
     def reason(self, seconds: float = GRACE_SECONDS) -> str | None:
         """Why a collective failed: waits that long for the news of a peer's death, which may come just after."""
@@ -105,49 +107,65 @@ class Meeting:
         return self.lost
 
     def leave(self, error: str | None = None) -> None:
-        """Says goodbye, so that the others do not take the end of this process for a death; or why it failed."""
-        self._tell({"failed": error} if error else {"done": True})
+        """Says goodbye, so that the others do not take the end of this process for a death; or why it failed.
+
+        Waits for their goodbyes, for a few seconds at most: a connection that is closed with something unread in it
+        is reset, and the other end may lose what it was told last.
+        """
         self._left.set()
+        self._tell({"failed": error} if error else {"done": True})
+        if self._watching is None:
+            self.close()
+        else:
+            self._watching.join(GRACE_SECONDS)
+
+    def close(self) -> None:
+        """Closes the connections; :meth:`leave` does when the others have left too."""
+        with self._lock:
+            for line in self._connections.values():
+                line.socket.close()
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         with self._lock:
             for line in self._connections.values():
                 line.send(message)
 
-    def _close(self) -> None:
-        with self._lock:
-            for line in self._connections.values():
-                line.socket.close()
-
     def _watch(self) -> str | None:
-        """What happened to a peer; None when all have left, or this process has."""
+        """What happened to a peer; None when all have left, which they may as they like when this process has."""
         heard = dict.fromkeys(self._connections, time.monotonic())
         spoken = 0.0
         with selectors.DefaultSelector() as selector:
             for peer, line in self._connections.items():
                 selector.register(line.socket, selectors.EVENT_READ, peer)
-            while heard and not self._left.is_set():
-                if time.monotonic() - spoken > self._silence / 5:
+            while heard:
+                if not self._left.is_set() and time.monotonic() - spoken > self._silence / 5:
                     spoken = time.monotonic()
                     self._tell({})
                 for event, _ in selector.select(self._silence / 10):
                     peer = event.data
                     heard[peer] = time.monotonic()
-                    for message in self._connections[peer].receive():
-                        if message is None:
-                            return f"{peer} is gone"
-                        if "failed" in message:
-                            return f"{peer} failed: {message['failed']}"
-                        if "lost" in message:
-                            return message["lost"]
-                        if "done" in message:
-                            selector.unregister(event.fileobj)
-                            del heard[peer]
-                            break
+                    messages = self._connections[peer].receive()
+                    sentence = next(filter(None, (_news(peer, message) for message in messages)), None)
+                    if {"done": True} in messages or (sentence and self._left.is_set()):
+                        selector.unregister(event.fileobj)
+                        del heard[peer]
+                    elif sentence:
+                        return sentence
                 for peer, when in heard.items():
                     if time.monotonic() - when > self._silence:
-                        return f"nothing was heard of {peer} for {self._silence:g} s"
+                        return (
+                            None
+                            if self._left.is_set()
+                            else f"nothing was heard of {peer} for {self._silence:g} s"
+                        )
         return None
+
+
+def _news(peer: Peer, message: Mapping[str, Any] | None) -> str | None:
+    """The sentence in a message, if there is one; None in place of a message is the end of the connection."""
+    if message is None:
+        return f"{peer} is gone"
+    return f"{peer} failed: {message['failed']}" if "failed" in message else message.get("lost")
 
 
 class _Line:
