@@ -19,9 +19,10 @@ import numpy as np
 
 from jaxopt_pde import problems
 
-__all__ = ["HORIZON", "SPREAD", "constants", "main"]
+__all__ = ["HORIZON", "PATH", "SPREAD", "constants", "main"]
 
-HORIZON, SPREAD = 4.0, 0.1  # as in experiments/csgd_double_well.py, in [param²/loss] and [param]
+PATH = Path(__file__).with_name("problems.js")
+HORIZON, SPREAD = 4.0, 0.15  # of panel 2, in [param²/loss] and [param]
 
 
 def waves(problem: problems.Problem, half_width: float, samples: int = 512) -> dict[str, list[float]]:
@@ -68,7 +69,7 @@ def constants() -> dict[str, Any]:
         }
 
 
-def main(path: Path = Path(__file__).with_name("problems.js")) -> None:
+def main(path: Path = PATH) -> None:
     """Writes the file, the same on every run."""
     text = ",\n".join(f"  {json.dumps(name)}: {json.dumps(part)}" for name, part in constants().items())
     head = "// Written by make_data.py from jaxopt_pde.problems; do not edit.\n"

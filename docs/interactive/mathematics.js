@@ -139,14 +139,15 @@ const relaxationMathematics = (() => {
     return found;
   }
 
-  // Minima of u(·, t): the crossings on a grid, each bisected with exact slopes.
-  function minima(loss, t, T, xs, slope) {
-    return crossings(xs, slope, true).map((guess) => {
-      const dx = xs[1] - xs[0];
-      let low = guess - dx, high = guess + dx;
-      for (let k = 0; k < 30; k++) {
+  // Minima (or maxima) of u(·, t): the crossings on a grid, each bisected with exact slopes.
+  function extrema(loss, t, T, xs, slope, upwards, halvings) {
+    const dx = xs[1] - xs[0], sign = upwards ? 1 : -1;
+    return crossings(xs, slope, upwards).map((guess) => {
+      const i = Math.floor((guess - xs[0]) / dx - 1e-9);
+      let low = xs[0] + i * dx, high = low + dx;
+      for (let k = 0; k < halvings; k++) {
         const middle = (low + high) / 2;
-        if (relax(loss, t, T, [middle]).slope[0] < 0) low = middle; else high = middle;
+        if (sign * relax(loss, t, T, [middle]).slope[0] < 0) low = middle; else high = middle;
       }
       return (low + high) / 2;
     });
@@ -180,7 +181,7 @@ const relaxationMathematics = (() => {
   // On a grid, descent is a Markov chain (exponentially fitted rates, as in pde.solve_fokker_planck). With λ = cT and
   // u = −λ log w, the Bellman equation becomes the linear backward equation of that chain, w(S) = exp(−f/λ), and the
   // controlled density is w·μ, μ the density of plain descent from ρ₀/w(·, 0). Both keep signs and mass exactly.
-  function control(loss, T, c, points = 401, frames = 81) {
+  function control(loss, T, c, points, frames) {
     const { lower, upper, horizon, spread, minimisers, saddles } = loss.numbers;
     const h = (upper - lower) / (points - 1), D = T / 2, lambda = c * T;
     const x = Float64Array.from({ length: points }, (_, i) => lower + i * h);
@@ -249,5 +250,5 @@ const relaxationMathematics = (() => {
     };
   }
 
-  return { makeLoss, relax, crossings, minima, interpolated, descend, control };
+  return { makeLoss, relax, crossings, extrema, interpolated, descend, control };
 })();

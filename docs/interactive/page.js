@@ -13,7 +13,7 @@
 "use strict";
 
 (() => {
-  const { makeLoss, relax, crossings, minima, interpolated, descend, control } = relaxationMathematics;
+  const { makeLoss, relax, crossings, extrema, interpolated, descend, control } = relaxationMathematics;
   const { Plot, format } = relaxationPlot;
   const STEPS = 400, POINTS = 601, STARTS = 11, TRACK_TIMES = 141, TRACK_POINTS = 301;
   const VIEWS = { well: [-1.75, 1.75] }; // the others show their domains
@@ -60,7 +60,7 @@
       loss.shown = { f: x.map(loss.value), minima: crossings(x, slopes, true), starts, paths: descend(loss.slope, starts, loss.step, STEPS) };
     }
     const { u, slope, bend } = relax(loss, state.t, state.T, x), { f, starts } = loss.shown;
-    relaxation.curves = { x, f, u, slope, minima: minima(loss, state.t, state.T, x, slope), minimaOfF: loss.shown.minima };
+    relaxation.curves = { x, f, u, slope, minima: extrema(loss, state.t, state.T, x, slope, true, 30), minimaOfF: loss.shown.minima };
     const stepU = loss.step + state.t;
     const onU = descend(interpolated(x, slope, state.T > 0 && bend), starts, stepU, STEPS), onF = loss.shown.paths;
     const end = (paths) => mean(paths.map((path) => loss.value(path[STEPS])));
@@ -69,7 +69,7 @@
 
   // The tracks take a while: a few milliseconds a turn, and kept for settings that come back.
   const keptTracks = new Map();
-  let trackKey = "", announceReady = null;
+  let trackKey = "", trackRun = 0, announceReady = null;
   function computeTracks() {
     const key = `${state.f} ${state.T}`, loss = losses[state.f];
     if (key === trackKey) return;
@@ -80,15 +80,15 @@
       const x = spaced(...view(loss), TRACK_POINTS);
       keptTracks.set(key, { T: state.T, x, t: spaced(-2.7, 0.7, TRACK_TIMES).map((p) => 10 ** p), minima: [], barriers: [] });
     }
-    const tracks = keptTracks.get(key);
+    const tracks = keptTracks.get(key), run = ++trackRun;
     relaxation.tracks = tracks;
     const more = () => {
-      if (key !== trackKey) return;
+      if (run !== trackRun) return;
       const stop = performance.now() + 10;
       while (tracks.minima.length < TRACK_TIMES && performance.now() < stop) {
-        const { slope } = relax(loss, tracks.t[tracks.minima.length], tracks.T, tracks.x);
-        tracks.minima.push(crossings(tracks.x, slope, true));
-        tracks.barriers.push(crossings(tracks.x, slope, false));
+        const t = tracks.t[tracks.minima.length], { slope } = relax(loss, t, tracks.T, tracks.x);
+        tracks.minima.push(extrema(loss, t, tracks.T, tracks.x, slope, true, 6));
+        tracks.barriers.push(extrema(loss, t, tracks.T, tracks.x, slope, false, 6));
       }
       drawTracks();
       if (tracks.minima.length < TRACK_TIMES) setTimeout(more, 0);
@@ -97,14 +97,15 @@
     more();
   }
 
-  function computeControl() { relaxation.control = control(wells, state.T2, state.c, 301, 81); }
+  // The colder, the narrower the densities: both grids leave 1e-3.
+  function computeControl() { relaxation.control = control(wells, state.T2, state.c, state.T2 < 0.25 ? 401 : 301, 81); }
 
   // ---- what is drawn ----
 
   function drawRelaxation() {
     const { x, f, u, minima: wellsOfU } = relaxation.curves, loss = losses[state.f], plot = plots.loss;
     const low = Math.min(...f), high = Math.max(...f), size = high - low;
-    plot.limits([x[0], x[POINTS - 1]], [low - 0.06 * size, Math.max(high, Math.min(...u) + 0.5 * size)]);
+    plot.limits([x[0], x[POINTS - 1]], [low - 0.2 * size, Math.max(high, Math.min(...u) + 0.5 * size)]);
     const dx = x[1] - x[0];
     const uAt = (point) => {
       const i = Math.max(0, Math.min(POINTS - 2, Math.floor((point - x[0]) / dx))), r = (point - x[i]) / dx;
@@ -115,9 +116,10 @@
     plot.line("f", "f", x, f);
     plot.line("u", "u", x, u);
     const radius = plot.narrow ? 5 : 6.5;
-    plot.dots("minima", "minima", "diamond", radius + 1.5, wellsOfU, heights);
-    const lowest = heights.indexOf(Math.min(...heights)), alone = lowest < 0 ? [] : [lowest];
-    plot.dots("ring", "ring", "circle", radius + 7, alone.map((i) => wellsOfU[i]), alone.map((i) => heights[i]));
+    const base = (points) => points.map(() => plot.y[0] + (16 * (plot.y[1] - plot.y[0])) / (plot.box.bottom - plot.box.top));
+    const lowest = heights.indexOf(Math.min(...heights)), alone = lowest < 0 ? [] : [wellsOfU[lowest]];
+    plot.dots("minima", "minima", "diamond", radius + 1, wellsOfU, base(wellsOfU));
+    plot.dots("ring", "ring", "circle", radius + 5, alone, base(alone));
     const { onF, onU, endF, endU } = relaxation.paths;
     const nowF = onF.map((path) => path[state.k]), nowU = onU.map((path) => path[state.k]);
     plot.dots("onF", "on-f", "triangle", radius, nowF, nowF.map(loss.value));
@@ -193,7 +195,7 @@
     const { x, f, s, sgd, csgd, alpha, lossSgd, lossCsgd, beyondSgd, beyondCsgd, cost } = relaxation.control;
     const frame = Math.round(state.s / s[1]), last = s.length - 1, range = [x[0], x[x.length - 1]];
     const density = plots.density, shown = [-1.8, 1.8];
-    const highest = Math.max(1.6, ...[...sgd.slice(8), ...csgd.slice(8)].map((part) => Math.max(...part)));
+    const highest = Math.max(1.6, ...[...sgd, ...csgd].map((part) => Math.max(...part)));
     density.limits(shown, [0, Math.ceil(highest * 5) / 5]);
     const lift = (value) => (0.12 + (0.5 * (value - Math.min(...f))) / 1.3) * density.y[1];
     density.line("f", "f", x, f.map(lift));

@@ -6,5 +6,5 @@ const relaxationProblems = {
   "well": {"lower": -2.0, "upper": 2.0, "minimisers": [-1.0241203, 0.973994353], "saddles": [0.050125947], "halfDistance": 1.0, "barrier": 1.0, "tilt": 0.2},
   "rastrigin": {"lower": -5.12, "upper": 5.12, "minimisers": [0.0, 0.994958638, -0.994958638], "saddles": [], "amplitude": 10.0},
   "absolute": {"lower": -2.0, "upper": 2.0, "minimisers": [0.0], "saddles": [], "slope": 1.0},
-  "controlled": {"lower": -2.0, "upper": 2.0, "minimisers": [-1.088033915, 0.878885066], "saddles": [0.209148848], "halfDistance": 1.0, "barrier": 0.5, "tilt": 0.4, "horizon": 4.0, "spread": 0.1}
+  "controlled": {"lower": -2.0, "upper": 2.0, "minimisers": [-1.088033915, 0.878885066], "saddles": [0.209148848], "halfDistance": 1.0, "barrier": 0.5, "tilt": 0.4, "horizon": 4.0, "spread": 0.15}
 };
