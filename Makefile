@@ -14,6 +14,7 @@ quickstart:
 	python -m experiments run quickstart
 benchmarks:  ## needs `pip install -e ".[benchmarks]"`, attacks and landscape MNIST through JAXOPT_PDE_DATA
 	python benchmarks/optimizer_overhead.py
+	python benchmarks/accelerator.py
 	python benchmarks/step_rules.py
 	python benchmarks/models.py
 	python benchmarks/pde.py
