@@ -42,8 +42,7 @@ class Unfinished(AbstractContextManager):
         if not self.directory.exists():
             return carry, []
         try:
-            found = self._open().restore(carry)
-            step, carry = found or (0, carry)
+            step, restored = self._open().restore(carry) or (0, carry)
             rows = self._read_outputs(step)
         except CheckpointMismatch:
             raise
@@ -52,7 +51,7 @@ class Unfinished(AbstractContextManager):
             self.discard()
             return carry, []
         self._kept = len(rows)
-        return carry, rows
+        return restored, rows
 
     def _open(self) -> Checkpoints:
         if self._checkpoints is None:

@@ -238,6 +238,48 @@ def test_scan_keeps_a_sharded_carry_sharded(tmp_path, always, finished):
     np.testing.assert_array_equal(carry, np.arange(8) + 2.0)
 
 
+def test_a_stage_goes_on_from_its_pieces_which_go_with_it(tmp_path, always):
+    """Two scans in a stage, interrupted in the second: the first is not done again, the second goes on."""
+    done = []
+
+    def compute(last, session):
+        def body(name, carry, index):
+            if (name, index) == last:
+                raise StoppedError
+            done.append((name, index))
+            return carry * 2 + index, {}
+
+        scan = lambda name, carry: session.scan(name, functools.partial(body, name), carry, 3)[0]
+        return {"end": scan("b", scan("a", jnp.float32(1)))}
+
+    expected = compute(None, _run.NULL_SESSION.within("s"))["end"]
+    done.clear()
+    for last in (("b", 2), None):
+        session = _run.Session(tmp_path)
+        with contextlib.nullcontext() if last is None else pytest.raises(StoppedError):
+            end = session.stage("s", functools.partial(compute, last, session.within("s")))["end"]
+    assert end == expected
+    assert done == [(name, index) for name in "ab" for index in range(3)]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
+
+
+def test_a_scan_whose_outputs_are_damaged_starts_anew(tmp_path, always):
+    def body(carry, index, last=9):
+        if index == last:
+            raise StoppedError
+        return carry + 1, {"carry": carry}
+
+    with pytest.raises(StoppedError):
+        _run.Session(tmp_path).scan("s", functools.partial(body, last=3), 0, 4)
+    (tmp_path / "s.scan" / "outputs" / "000000001.npz").write_bytes(b"")
+    session = _run.Session(tmp_path)
+    with pytest.warns(RuntimeWarning, match=r"000000001.npz cannot be read.*Starting 's' anew"):
+        carry, outputs = session.scan("s", body, 0, 4)
+    assert carry == 4
+    np.testing.assert_array_equal(outputs["carry"], range(4))
+    assert not session.resumed["s"]
+
+
 def test_scan_refuses_a_carry_that_changes_type(tmp_path):
     with pytest.raises(TypeError, match="body must give back"):
         _run.Session(tmp_path).scan("s", lambda carry, index: (carry * 0.5, {}), jnp.arange(3), 2)
