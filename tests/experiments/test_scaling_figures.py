@@ -1,6 +1,9 @@
 """What the figure of scaling claims, and its predictions against numbers worked out by hand."""
 
 import dataclasses
+import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from experiments import _link_times, _sharded_programs, scaling
 from experiments._collectives import Collective
 from experiments._published import published
 
+ROOT = Path(scaling.__file__).parents[1]
+GUIDE = ROOT / "docs" / "guides" / "scaling.md"
 LINK = _link_times.Link(bytes_per_second=10e9, ring_step=3e-6, tree_step=20e-6)
 
 
@@ -100,3 +105,34 @@ def test_too_few_devices_and_missing_programs_are_named():
         scaling.run(dataclasses.replace(scaling.SMOKE, programs=("landscape slice",)))
     with pytest.raises(ValueError, match="programs"):
         scaling.run(dataclasses.replace(scaling.SMOKE, programs=("SGD",)))
+
+
+def test_the_guides_blocks_run_in_order():
+    """One collective by `InnerStep.batch`, more by subscripts; both find the least squares (0.3, 0, 0)."""
+    names = {}
+    for block in re.findall(
+        r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        exec(block, names)
+    assert names["good"] == {"all-reduce": 1, "all-gather": 0, "all-to-all": 0, "collective-permute": 0}
+    assert sum(names["bad"].values()) > 1
+    for found in (names["params"], names["model"]):
+        np.testing.assert_allclose(found, [0.3, 0, 0], atol=0.1)
+
+
+def test_the_guides_tables_are_those_of_the_formulas_and_of_the_stored_benchmark(monkeypatch):
+    """A model in one message a call for the chains, and at every step for SGD; the benchmark's as it prints them."""
+    text = GUIDE.read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(tuple(
+        f"| {model} | {fabric} |" for model in scaling.MODELS for fabric in _link_times.FABRICS))]  # fmt: skip
+    assert len(rows) == len(scaling.MODELS) * len(_link_times.FABRICS)
+    for model, fabric, *cells in rows:
+        num_bytes, fabric = 4 * scaling.MODELS[model], _link_times.fabric(fabric)
+        each = [_link_times.all_reduce_seconds(num_bytes, n, fabric) * 1e3 for n in (8, 128, 1024)]
+        expected = [*each, *(ms / scaling.Config().num_steps for ms in each)]
+        assert cells == [f"{ms:.3g}" for ms in expected]
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import accelerator
+
+    stored = json.loads((ROOT / "benchmarks" / "results" / "accelerator.json").read_text(encoding="utf-8"))
+    assert accelerator.markdown(stored) in text
