@@ -240,8 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     meeting.watch(lambda sentence: progress.stop(sentence, PEER_LOST))
     try:
         compute(given, settings, meeting, progress)
-    except Exception as error:
-        if isinstance(error, RuntimeError) and "Gloo" in str(error):
+    except (Exception, KeyboardInterrupt) as error:
+        if type(error).__name__ == "JaxRuntimeError":
             meeting.reason()  # the watch ends this process when it knows who is gone
         traceback.print_exc()
         summary = f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -241,7 +241,9 @@ def _visit(address, introduction, deadline: float, timeout: float, silence: floa
     while True:
         try:
             connection = socket.create_connection(address, max(deadline - time.monotonic(), 0.01))
-            break
+            if connection.getsockname() != connection.getpeername():
+                break
+            connection.close()  # nobody listens yet, and TCP happened to connect the port to itself
         except OSError as error:
             if time.monotonic() > deadline:
                 msg = f"process 0 did not answer at {where} within {timeout:g} s ({error})."

@@ -5,10 +5,14 @@ sends the mean gradient round at every step; Parle sends the mean of its replica
 gradients at a time, on the same minibatches. The processes are started on this machine, meet over the loopback
 interface and exchange by gloo; `python -m experiments._launcher` and `_parle_worker` are what a user starts by hand.
 
-What to see: the loss does not know how many processes there are. The bytes are counted from the compiled programs, with
-the ring algorithm, and measured at the loopback interface, where headers, acknowledgements and whatever else runs on
-the machine are counted too. Errors are means over seeds, trained in one process, each method at the rate of a grid that
-is best on the validation images; the processes then train the first seed at that rate.
+What to see: the loss does not know how many processes there are, up to how sums round. Parle sends 25.0 times fewer
+bytes for a gradient by count, with the ring algorithm over the collectives of the compiled programs, and 24.1 times
+fewer as measured at the loopback interface, where headers and whatever else runs on the machine are counted too. The
+errors of the two, means over seeds that are trained in one process, do not differ at the end; Parle is behind in the
+first third and ends at a higher training loss. Each method has the rate of one grid that is best on the validation
+images, and the processes train the first seed at that rate. A run that is killed goes on from the last number of
+processes that was finished; within a training only the workers started by hand keep checkpoints, whose traffic would
+be measured here.
 """
 
 import contextlib
