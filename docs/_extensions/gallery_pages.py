@@ -12,16 +12,14 @@ from repository_pages import write_if_changed
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-WITHOUT_FIGURE: dict[str, str] = {
-    "distributed_parle": "its times depend on the machine's processes",
-    "scaling": "its numbers need several accelerators",
-}
+WITHOUT_FIGURE: dict[str, str] = {}
 """Experiments that need no figure in ``docs/figures``, and why."""
 
 OTHER_FIGURES = {"start": "docs/start.md draws it"}
 """Figures that no experiment makes."""
 
 ROW = re.compile(r"^\| \[(\w+)\]\(figures/\w+\.png\) \| `[^`]+` \| (.*) \|$")
+ITEM = re.compile(r"^- \*\*\[(.+?)\]\((.+?)\.(?:md|rst)\)\*\*: (.+)$", re.MULTILINE)
 TABLE = re.compile(r"^\| figure \|.*\n\|[-|]+\|\n((?:\|.*\|\n)+)", re.MULTILINE)
 
 
@@ -127,28 +125,46 @@ def plain(text: str) -> str:
     return text.replace("\\|", "|").replace("`", "")
 
 
+def grid(entries: list[dict[str, str]]) -> str:
+    """Cards in up to three columns: title, link, text, image (may be empty)."""
+    text = "::::{grid} 1 2 2 3\n:gutter: 3\n\n"
+    for entry in entries:
+        text += f":::{{grid-item-card}} {entry['title']}\n:link: {entry['link']}\n:link-type: doc\n"
+        if entry["image"]:
+            text += f":img-top: {entry['image']}\n:img-alt: {entry['title']}\n"
+        text += f"\n{entry['text']}\n:::\n"
+    return text + "::::\n"
+
+
+def gallery_cards(table: re.Match[str]) -> str:
+    """A table of the gallery as cards with thumbnails."""
+    entries = []
+    for row in table.group(1).splitlines():
+        found = ROW.match(row)
+        if not found:
+            msg = f"docs/gallery.md: expected | [name](figures/name.png) | `command` | what it shows |, got {row}"
+            raise ExtensionError(msg)
+        name, claim = found[1], found[2].replace("\\|", "|")
+        entries.append(
+            {"title": name, "link": f"gallery/{name}", "image": f"gallery/{name}.png", "text": claim}
+        )
+    return grid(entries)
+
+
+def front_cards(items: re.Match[str]) -> str:
+    """The list of the front page as cards."""
+    keys = ("title", "link", "text")
+    return grid([dict(zip(keys, item, strict=True), image="") for item in ITEM.findall(items.group())])
+
+
 def cards(app: Sphinx, docname: str, source: list[str]) -> None:
-    """``source-read``: on the site the tables of the gallery are thumbnails."""
-    if docname != "gallery":
-        return
-
-    def grid(table: re.Match[str]) -> str:
-        text = "::::{grid} 1 2 2 3\n:gutter: 3\n\n"
-        for row in table.group(1).splitlines():
-            found = ROW.match(row)
-            if not found:
-                msg = f"docs/gallery.md: expected | [name](figures/name.png) | `command` | what it shows |, got {row}"
-                raise ExtensionError(msg)
-            name, claim = found[1], found[2].replace("\\|", "|")
-            text += f":::{{grid-item-card}} {name}\n:link: gallery/{name}\n:link-type: doc\n"
-            text += f":img-top: gallery/{name}.png\n:img-alt: {name}\n\n{claim}\n:::\n"
-        return text + "::::\n"
-
-    source[0] = TABLE.sub(grid, source[0])
-    names = sorted(path.stem for path in Path(app.srcdir, "gallery").glob("*.rst"))
-    source[0] += (
-        "\n```{toctree}\n:hidden:\n\n" + "".join(f"{name} <gallery/{name}>\n" for name in names) + "```\n"
-    )
+    """``source-read``: what is a list or a table in the repository is cards on the site."""
+    if docname == "index":
+        source[0] = re.sub(rf"(?:{ITEM.pattern}\n)+", front_cards, source[0], flags=re.MULTILINE)
+    if docname == "gallery":
+        names = sorted(path.stem for path in Path(app.srcdir, "gallery").glob("*.rst"))
+        entries = "".join(f"{name} <gallery/{name}>\n" for name in names)
+        source[0] = TABLE.sub(gallery_cards, source[0]) + f"\n```{{toctree}}\n:hidden:\n\n{entries}```\n"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
