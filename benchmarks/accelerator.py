@@ -11,7 +11,8 @@ accelerator (of 16 GB or more) elsewhere. Every timing is of compiled programs, 
   bytes* are counted by hand: every array that must be read or written, once, random bits and scalars left out; the
   inner step y ← y − ε (g + (y − x)/t) + noise, mean ← mean + w (y − mean) reads y, g, x, mean and writes y, mean.
   *XLA's bytes* are ``cost_analysis()["bytes accessed"]`` of the compiled kernel; more than the least means that it
-  reads its own results again. ``langevin`` is the whole function by step, its gradient read from memory;
+  reads its own results again. ``langevin`` is the whole function by step, its gradient read from memory and its
+  arrays allocated anew in every call;
 * overhead: milliseconds a gradient inside Entropy-SGD over those inside plain SGD, in one scan each;
 * chains: milliseconds a gradient of K = 1 … 64 chains together, over those of one;
 * All-CNN: images a second of gradients with BatchNorm and dropout inside plain SGD and inside Entropy-SGD, in float32
