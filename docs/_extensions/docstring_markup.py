@@ -13,6 +13,7 @@ _HEADERS = {*SECTIONS, "Args", "Attributes", "Example", "Raises", "References", 
 _OPAQUE = re.compile(
     r":[\w.]+:`[^`]+`"  # roles
     r"|``.+?``"
+    r"|`[^`]+`"
     r"|\*\*[^*\s][^*]*\*\*"
     r"|(?<![\w*])\*[A-Za-z][^*|]*[A-Za-z.]\*(?![\w*])"  # *emphasis*, and not x* of two formulas
 )
@@ -24,7 +25,10 @@ def escape(line: str) -> str:
     """Takes their meaning in reStructuredText from bars, stars and underscores that are mathematics."""
     pieces, end = [], 0
     for found in _OPAQUE.finditer(line):
-        pieces += [_escape_plain(line[end : found.start()]), found.group()]
+        markup = found.group()
+        if re.fullmatch(r"`[^`]+`", markup):  # code, as in Markdown
+            markup = f"`{markup}`"
+        pieces += [_escape_plain(line[end : found.start()]), markup]
         end = found.end()
         if line[end : end + 1] not in _AFTER:
             pieces.append("\\ ")
@@ -41,8 +45,22 @@ def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
+def _close_lines(lines: list[str]) -> list[str]:
+    """Ends emphasis and code that go over a line's end there, and begins them again on the next."""
+    text = "\n".join(lines)
+    for mark, inside in (("``", r"[^`\n]"), ("*", r"[^*|\n]")):
+        quoted = re.escape(mark)
+        text = re.sub(
+            rf"(?<![\w*`]){quoted}([A-Za-z(]{inside}*)\n( *)({inside}*[\w.)\]}}\"']){quoted}(?![\w*`])",
+            rf"{mark}\1{mark}\n\2{mark}\3{mark}",
+            text,
+        )
+    return text.split("\n")
+
+
 def convert(lines: list[str]) -> list[str]:
     """One docstring, dedented, in the form that napoleon and docutils read as it was meant."""
+    lines = _close_lines(lines)
     out: list[str] = []
     section, formula, previous = "", None, ""  # formula: the indentation of the block we are in
     in_doctest = False

@@ -24,6 +24,7 @@ import docstring_markup
         ("x_ and a_b", r"x\_ and a_b"),
         ("see :func:`~jaxopt_pde.pde.pad`, [n, *shape]", r"see :func:`~jaxopt_pde.pde.pad`, [n, \*shape]"),
         ("* a bullet of |x|", r"* a bullet of \|x\|"),
+        ("code as `x*y` in Markdown", "code as ``x*y`` in Markdown"),
     ],
 )
 def test_marks_of_formulas_are_escaped_and_markup_is_kept(written, read):
@@ -46,6 +47,11 @@ def test_indented_lines_after_a_blank_one_are_a_formula():
     assert out[out.index("    u_t = |p|²") - 2] == "::"
     assert r"on x\*." in out
     assert out[-2:] == [r"    x: where, \|x\| < 1,", "        or not."]
+
+
+def test_markup_over_the_end_of_a_line_ends_there():
+    out = docstring_markup.convert(["A *gradient", "step* of x* to y*, and ``f(x,", "y)`` for all."])
+    assert out == ["A *gradient*", r"*step* of x\* to y\*, and ``f(x,``", "``y)`` for all."]
 
 
 def test_a_list_below_an_argument_is_no_formula():
