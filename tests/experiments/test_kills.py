@@ -56,6 +56,8 @@ def test_a_scan_resumes_on_other_numbers_of_devices(tmp_path, always):
         if number > 1:
             with pytest.raises(Stopped):
                 scan(stop, start(number))
+            written = sorted(path.name for path in (tmp_path / "s.scan" / "outputs").iterdir())
+            assert written == [f"{index:09d}.npz" for index in range(last)], "each output once"
         else:
             (_, found), outputs = scan(stop, start(number))
         assert told == [f"s: going on after {after} of 9 iterations."] * (after > 0)
