@@ -29,5 +29,7 @@ tests refuse the one and the other elsewhere).
         return curves
 
 A stage is kept when it is done, so the same command after Ctrl-C or a kill goes on from there and ends in the
-same bytes; a long training is a ``session.scan``. Results live in ``results/NAME/<hash of the config>/``.
+same bytes. A long training is a ``session.scan``, which makes a checkpoint every second or so (of the carry, however it
+is sharded, and of what each iteration put out); one inside a stage is a scan of ``session.within(stage)``. Results live
+in ``results/NAME/<hash of the config>/``.
 """
