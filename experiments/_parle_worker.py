@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 timeout=given.timeout,
                 silence=given.silence,
             )
-    except (Disagreement, TypeError, ValueError) as error:
+    except (Disagreement, OSError, TypeError, ValueError) as error:
         print(f"process {given.process_id} of {given.num_processes} did not start: {error}", file=sys.stderr)
         return MISTAKE
     if meeting is None:

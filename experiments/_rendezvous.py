@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-__all__ = ["PEER_LOST", "Disagreement", "Meeting", "exit_with_parent", "free_port", "meet"]
+__all__ = ["PEER_LOST", "Disagreement", "Meeting", "exit_with_parent", "free_port", "meet", "stop"]
 
 PEER_LOST = 75
 """Exit status of a process that stopped because another did; ``sysexits.h`` calls it "try again later"."""
@@ -151,13 +151,11 @@ class Meeting:
                         del heard[peer]
                     elif sentence:
                         return sentence
-                for peer, when in heard.items():
-                    if time.monotonic() - when > self._silence:
-                        return (
-                            None
-                            if self._left.is_set()
-                            else f"nothing was heard of {peer} for {self._silence:g} s"
-                        )
+                silent = [peer for peer, when in heard.items() if time.monotonic() - when > self._silence]
+                if silent and self._left.is_set():
+                    return None
+                if silent:
+                    return f"nothing was heard of {silent[0]} for {self._silence:g} s"
         return None
 
 
@@ -184,8 +182,8 @@ class _Line:
         try:
             data = self.socket.recv(65536)
             *lines, self._rest = (self._rest + data).split(b"\n")
-            messages = [json.loads(line) for line in lines]
-        except (OSError, ValueError):
+            messages = [dict(json.loads(line)) for line in lines]
+        except (OSError, TypeError, ValueError):
             return [None]
         return [*messages, None] if not data else messages
 
@@ -222,8 +220,8 @@ def meet(
         Disagreement: in every process that can be reached, if one did not come or differs in a field.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        msg = f"coordinator must be host:port, got {address!r}."
+    if not host or not port.isdigit() or int(port) == 0:
+        msg = f"coordinator must be host:port with a port above 0, got {address!r}."
         raise ValueError(msg)
     if not 0 <= process_id < num_processes:
         msg = f"process_id must be in 0 … num_processes − 1 = {num_processes - 1}, got {process_id}."
@@ -275,16 +273,15 @@ def _host(address, num_processes: int, own: Peer, introduction, deadline: float,
             with contextlib.suppress(TimeoutError):
                 line = _Line(server.accept()[0])
                 message = line.first(GRACE_SECONDS)
-                if not message or "peer" not in message:
+                if not message or not {"peer", "view"} <= message.keys():
                     line.socket.close()
                     continue
                 peer = Peer(*message["peer"])
                 lines.append((peer, line))
                 views.append((peer, message["view"]))
                 wanted = max(wanted, message["view"]["num_processes"])
-                if _difference(
-                    views
-                ):  # those on their way still come and are told, the missing are not waited for
+                if _difference(views):
+                    # Those on their way still come and are told; the missing are not waited for.
                     closing = min(closing, time.monotonic() + GRACE_SECONDS)
     error = _difference(views)
     if error is None and len(views) < num_processes:

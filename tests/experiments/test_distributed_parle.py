@@ -17,7 +17,7 @@ import pytest
 
 import experiments
 from experiments import _rendezvous
-from experiments._launcher import ProcessFailed, launch
+from experiments._launcher import TERMINATION_SECONDS, ProcessFailed, launch
 from experiments._parle_settings import PARLE, Settings
 from experiments._parle_training import Data
 from experiments._parle_worker import MISTAKE, train
@@ -107,24 +107,30 @@ def test_a_killed_process_stops_the_others_and_the_command_goes_on(alone, argume
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1, 2, 3])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [(0, signal.SIGKILL), (3, signal.SIGKILL), (1, signal.SIGTERM), (0, signal.SIGSTOP), (2, signal.SIGSTOP)],
+)
 def test_whoever_is_lost_and_however(alone, arrays, arguments, tmp_path, victim, how):
     """Among four, and one process takes over. A stopped one is noticed by its silence."""
-    pids, silence = [], 10.0
+    pids, when, silence, grace = [], [], 10.0, 5.0
 
     def lose(_, line):
         if line.startswith(f"{PARLE}: {2 * SETTINGS.gradients_per_report} of"):
             os.kill(pids[victim], how)
+            when.append(time.monotonic())
 
-    begin = time.monotonic()
     with pytest.raises(ProcessFailed, match=f"process {victim} of 4 was ended by") as caught:
         launch(
-            WORKER, [*arguments, "--silence", str(silence)], 4, on_start=pids.extend, on_line=lose, grace=5
+            WORKER,
+            [*arguments, "--silence", str(silence)],
+            4,
+            on_start=pids.extend,
+            on_line=lose,
+            grace=grace,
         )
     assert caught.value.process_id == victim
-    assert caught.value.seconds < 5 + 2 * 2 + 1
-    assert time.monotonic() - begin < 60 + silence
+    assert time.monotonic() - when[0] < 1.2 * silence + grace + 2 * TERMINATION_SECONDS + 2.0
     found = train(SETTINGS, PARLE, arrays, jax.devices()[:1], tmp_path / "checkpoints" / PARLE)
     assert found["resumed_at"] >= 1
     assert_same_curves(found, alone)
@@ -156,7 +162,7 @@ def test_a_process_that_does_not_go_by_itself_is_ended(arguments):
     with pytest.raises(ProcessFailed, match="process 0 of 2 ended with status 78") as caught:
         launch(WORKER, arguments, 2, each=each, grace=0.5)
     assert caught.value.statuses == (MISTAKE, -signal.SIGTERM)
-    assert caught.value.seconds < 0.5 + 2 * 2
+    assert caught.value.seconds < 0.5 + 2 * TERMINATION_SECONDS
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -236,7 +242,7 @@ def test_who_does_not_come_is_named():
     assert "of the 3 processes, [1, 2] did not come" in error
     (error,) = meet_in_threads([(3, 1, {})], timeout=0.3)
     assert "process 0 did not answer at 127.0.0.1" in error
-    with pytest.raises(ValueError, match="coordinator must be host:port, got 'here'"):
+    with pytest.raises(ValueError, match="coordinator must be host:port .* got 'here'"):
         meet("here", 2, 0, {})
     with pytest.raises(ValueError, match=r"process_id must be in 0 … num_processes − 1 = 1, got 2"):
         meet("127.0.0.1:1", 2, 2, {})
