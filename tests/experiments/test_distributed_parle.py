@@ -242,7 +242,7 @@ def test_who_does_not_come_is_named():
     assert "of the 3 processes, [1, 2] did not come" in error
     (error,) = meet_in_threads([(3, 1, {})], timeout=0.3)
     assert "process 0 did not answer at 127.0.0.1" in error
-    with pytest.raises(ValueError, match="coordinator must be host:port .* got 'here'"):
+    with pytest.raises(ValueError, match=r"coordinator must be host:port .* got 'here'"):
         meet("here", 2, 0, {})
     with pytest.raises(ValueError, match=r"process_id must be in 0 … num_processes − 1 = 1, got 2"):
         meet("127.0.0.1:1", 2, 2, {})
