@@ -45,6 +45,11 @@ def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
+def _text_indent(line: str) -> int:
+    """Where the text of a line starts, behind its bullet if it has one."""
+    return _indent(line) + 2 * line.lstrip().startswith("* ")
+
+
 def _close_lines(lines: list[str]) -> list[str]:
     """Ends emphasis and code that go over a line's end there, and begins them again on the next."""
     text = "\n".join(lines)
@@ -82,14 +87,16 @@ def convert(lines: list[str]) -> list[str]:
         if formula is not None and indent < formula:
             formula = None
         after_blank = number > 0 and not lines[number - 1].strip()
-        deeper = after_blank and bool(previous) and indent > _indent(previous)
+        deeper = after_blank and bool(previous) and indent > _text_indent(previous)
         if formula is None and deeper and not in_doctest and not text.startswith("* "):
             formula = indent
-            out += [" " * _indent(previous) + "::", ""]
+            out += [" " * _text_indent(previous) + "::", ""]
         if section == SECTIONS[1] and indent == 4 and not re.match(r"[\w, ]+: ", text):
             section, line = "", ""  # a remark after the fields, and no field
             out += ["", escape(text)]
-        elif in_doctest or formula is not None:
+        elif formula is not None:
+            out.append(line.replace("``", ""))
+        elif in_doctest:
             out.append(line)
         elif section == "Returns" and not previous and " " in text and not text.startswith((":", "``")):
             # napoleon takes what stands before a colon in the first line for a type: leave it one word.

@@ -67,6 +67,12 @@ def test_a_list_below_an_argument_is_no_formula():
     assert r"        * ``b``: \|x\|." in docstring_markup.convert(lines)
 
 
+def test_a_formula_within_a_bullet_ends_where_its_text_goes_on():
+    lines = ["* ``a``: it is", "", "      |x| + ``y``", "", "  and |y| later."]
+    out = docstring_markup.convert(lines)
+    assert out == ["* ``a``: it is", "", "  ::", "", "      |x| + y", "", r"  and \|y\| later."]
+
+
 def test_the_first_word_of_what_is_returned_is_no_type():
     """Napoleon would read "A state: three scalars" as a value of the type "A state"."""
     out = docstring_markup.convert(["It.", "", "Returns:", "    A state: three scalars."])
