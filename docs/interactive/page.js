@@ -4,7 +4,8 @@
 //   state      {f, t, T, k, T2, c, s}: the loss, smoothing time, temperature (0: Hopf-Lax), step; panel 2's temperature,
 //              cost of control, time
 //   set(some)  changes parts of it and redraws at once; numbers go to the nearest place on their slider
-//   curves     {x, f, u, slope, minima, minimaOfF}: at the grid points x, f, u and ∂u/∂x; positions of the minima
+//   curves     {x, f, u, slope, bend, minima, minimaOfF}: at the grid points x, f, u, ∂u/∂x and ∂²u/∂x²; positions of
+//              the minima
 //   tracks     {t, minima, barriers}: positions at every t, computed in the background: await relaxation.ready
 //   paths      {starts, onF, onU, stepF, stepU, endF, endU}: [start][step] of both descents, and the mean f at their ends
 //   control    {x, f, s, sgd, csgd, value, alpha, lossSgd, lossCsgd, …}: densities [time][place] and so on
@@ -14,7 +15,7 @@
 
 (() => {
   const { makeLoss, relax, crossings, extrema, interpolated, descend, control } = relaxationMathematics;
-  const { Plot, format } = relaxationPlot;
+  const { Plot, format, fixed } = relaxationPlot;
   const STEPS = 400, POINTS = 601, STARTS = 11, TRACK_TIMES = 141, TRACK_POINTS = 301;
   const VIEWS = { well: [-1.75, 1.75] }; // the others show their domains
   const losses = Object.fromEntries(["rugged", "sharp", "well", "rastrigin", "absolute"].map((kind) => [kind, makeLoss(kind, relaxationProblems[kind])]));
@@ -24,7 +25,7 @@
   const time = "param²/loss";
 
   // Sliders: position on the input ↔ value.
-  const exponential = { value: (p) => 10 ** p, place: Math.log10 };
+  const exponential = { value: (p) => 10 ** p, place: (v) => Math.log10(Math.max(v, 1e-9)) };
   const plain = { value: (p) => p, place: (v) => v };
   const SLIDERS = {
     t: { ...exponential, text: (v) => `${format(v, 2)} ${time}` },
@@ -60,7 +61,7 @@
       loss.shown = { f: x.map(loss.value), minima: crossings(x, slopes, true), starts, paths: descend(loss.slope, starts, loss.step, STEPS) };
     }
     const { u, slope, bend } = relax(loss, state.t, state.T, x), { f, starts } = loss.shown;
-    relaxation.curves = { x, f, u, slope, minima: extrema(loss, state.t, state.T, x, slope, true, 30), minimaOfF: loss.shown.minima };
+    relaxation.curves = { x, f, u, slope, bend, minima: extrema(loss, state.t, state.T, x, slope, true, 30), minimaOfF: loss.shown.minima };
     const stepU = loss.step + state.t;
     const onU = descend(interpolated(x, slope, state.T > 0 && bend), starts, stepU, STEPS), onF = loss.shown.paths;
     const end = (paths) => mean(paths.map((path) => loss.value(path[STEPS])));
@@ -129,15 +130,15 @@
       const ends = paths.map((path) => path[STEPS]).sort((a, b) => a - b);
       return ends.filter((end, i) => i === 0 || end - ends[i - 1] > 0.02 * (x[POINTS - 1] - x[0])).length;
     };
-    const count = wellsOfU.length, lossOf = (points) => `${format(mean(points.map(loss.value)), 3)} loss`;
+    const count = wellsOfU.length, lossOf = (points) => `${fixed(mean(points.map(loss.value)), 3)} loss`;
     const write = (id, text) => { at(id).textContent = text; };
     write("r-width", `${format(Math.sqrt(state.t * state.T), 2)} param`);
     write("r-minima", `${relaxation.curves.minimaOfF.length} / ${count}`);
-    write("r-lowest", lowest < 0 ? "–" : `${wellsOfU[lowest].toFixed(2).replace("-", "−")} param`);
+    write("r-lowest", lowest < 0 ? "–" : `${fixed(wellsOfU[lowest], 2)} param`);
     write("r-now-f", lossOf(nowF));
     write("r-now-u", lossOf(nowU));
-    write("r-end-f", `${format(endF, 3)} loss`);
-    write("r-end-u", `${format(endU, 3)} loss`);
+    write("r-end-f", `${fixed(endF, 3)} loss`);
+    write("r-end-u", `${fixed(endU, 3)} loss`);
     write("r-ends", `${distinct(onF)} / ${distinct(onU)}`);
     const gain = endF - endU;
     write("verdict-1", Math.abs(gain) < 5e-3
@@ -219,7 +220,7 @@
 
     const write = (id, text) => { at(id).textContent = text; };
     const paid = cost - lossCsgd[last], gain = lossSgd[last] - lossCsgd[last];
-    const loss = (value) => `${value.toFixed(3).replace("-", "−")} loss`, share = (value) => `${(100 * value).toFixed(1)} %`;
+    const loss = (value) => `${fixed(value, 3)} loss`, share = (value) => `${(100 * value).toFixed(1)} %`;
     write("r-sgd", loss(lossSgd[frame]));
     write("r-csgd", loss(lossCsgd[frame]));
     write("r-across-sgd", share(beyondSgd[frame]));
@@ -232,7 +233,7 @@
 
   // ---- changes ----
 
-  let announcing = [0, 0], linking = 0;
+  let announcing = [0, 0], linking = 0, written = "";
   function announce(panel) {
     clearTimeout(announcing[panel - 1]);
     announcing[panel - 1] = setTimeout(() => {
@@ -249,7 +250,9 @@
       const parts = Object.keys(DEFAULTS).map((name) => `${name}=${typeof state[name] === "number" ? Number(state[name].toPrecision(4)) : state[name]}`);
       if (state.theme) parts.push(`theme=${state.theme}`);
       const hash = `#${parts.join("&")}`;
-      if (hash !== location.hash) location.replace(hash); // history.replaceState is barred from some local files
+      if (hash === location.hash) return;
+      written = hash;
+      location.replace(hash); // history.replaceState is barred from some local files
     }, 300);
   }
 
@@ -258,7 +261,7 @@
     const changed = new Set();
     for (const [name, wanted] of Object.entries(some)) {
       let value = wanted;
-      if (name in SLIDERS) {
+      if (Object.hasOwn(SLIDERS, name)) {
         const input = at(name), slider = SLIDERS[name], number = Number(wanted);
         if (!Number.isFinite(number)) continue;
         input.value = slider.place(number); // the browser rounds to a step and stays in range
@@ -277,8 +280,12 @@
     return changed;
   }
 
-  function set(some) {
-    const changed = accept(some), any = (...names) => names.some((name) => changed.has(name));
+  function set(some) { apply(accept(some)); }
+  relaxation.set = set;
+
+  // Computes and draws what depends on the names that changed.
+  function apply(changed) {
+    const any = (...names) => names.some((name) => changed.has(name));
     if (!changed.size) return;
     if (any("theme")) showTheme();
     if (any("f", "t", "T")) computeRelaxation();
@@ -289,7 +296,6 @@
     if (any("T2", "c", "s")) { drawControl(); if (!relaxation.playing[1]) announce(2); }
     if (!relaxation.playing.includes(true)) writeLink();
   }
-  relaxation.set = set;
 
   // Sliders are heard at most once a frame.
   let pending = {}, waiting = false;
@@ -361,8 +367,9 @@
 
   // ---- start ----
 
-  const linkedState = () => Object.fromEntries(location.hash.slice(1).split("&").map((part) => part.split("=").map(decodeURIComponent)));
-  window.addEventListener("hashchange", () => set(linkedState()));
+  const linkedState = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  // By then a link of the page's own may be out of date.
+  window.addEventListener("hashchange", () => { if (location.hash !== written) set(linkedState()); });
   new ResizeObserver(() => {
     const changed = Object.values(plots).map((plot) => plot.measure());
     if (!changed.includes(true) || !relaxation.curves || !relaxation.control) return;
@@ -371,5 +378,5 @@
     drawControl();
   }).observe(document.querySelector("main"));
   showTheme();
-  set({ ...DEFAULTS, ...linkedState() });
+  apply(new Set([...accept(DEFAULTS), ...accept(linkedState())]));
 })();

@@ -11,6 +11,12 @@ const relaxationPlot = (() => {
     return text.replace("-", "−");
   }
 
+  // The same with so many decimals, for columns of numbers.
+  function fixed(value, decimals) {
+    const text = value.toFixed(decimals);
+    return (Number(text) === 0 ? (0).toFixed(decimals) : text).replace("-", "−");
+  }
+
   function niceTicks(low, high, wanted) {
     const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= 0.8 * raw);
@@ -146,5 +152,5 @@ const relaxationPlot = (() => {
     }
   }
 
-  return { Plot, format };
+  return { Plot, format, fixed };
 })();

@@ -114,20 +114,21 @@ def test_relaxed_absolute_value_is_the_closed_form(show, x64, temperature):
 
 
 def test_relaxed_loss_is_that_of_quadrature_at_the_ends_of_the_sliders(show, x64):
-    """Another route of the library, with f on the whole line and no grid, and ∂u/∂x exactly."""
+    """Another route of the library, with f on the whole line and no grid, and ∂u/∂x and ∂²u/∂x² exactly."""
     problem = problems.rugged()
 
     @jax.jit
     def at(x, t, T):
         smoothed = smoothing.quadrature(problem.loss, x, smoothing_time=t, temperature=T, half_width=12.0)
-        return smoothed.value, smoothed.gradient[0]
+        return smoothed.value, smoothed.gradient[0], smoothed.info["hessian"][0, 0]
 
     for t, T in ((0.002, 0.01), (0.002, 3.0), (5.0, 0.01), (5.0, 3.0)):
         part = show(f="rugged", t=t, T=T)
         for i in (0, 130, 333, 600):
-            value, slope = at(jnp.array([float(part["x"][i])]), float(part["t"]), float(part["T"]))
+            value, slope, bend = at(jnp.array([float(part["x"][i])]), float(part["t"]), float(part["T"]))
             np.testing.assert_allclose(part["u"][i], value, atol=TOLERANCE)
             np.testing.assert_allclose(part["slope"][i], slope, atol=TOLERANCE)
+            np.testing.assert_allclose(part["bend"][i], bend, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_minima_are_followed_to_where_they_merge(page, show, read, x64):

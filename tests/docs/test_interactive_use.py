@@ -148,10 +148,21 @@ def test_links_hold_the_setting(open_page):
     for key in ("t", "T2", "c"):  # to half a step of the slider
         assert abs(np.log10(state[key] / wanted[key])) <= 0.01 + 1e-9
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    odd = open_page("#%E0%A4%A&constructor=1&f=toString&t=0&T=-1&k=abc&s=1e9").evaluate("relaxation.state")
+    assert odd["t"] == pytest.approx(10**-2.7)
+    assert (odd["f"], odd["T"], odd["k"], odd["s"]) == ("rugged", 0, 0, 4)
     page.select_option("#f", "rastrigin")
     page.wait_for_function("location.hash.includes('f=rastrigin')")
     again = open_page(page.evaluate("location.hash"))
     assert again.evaluate("relaxation.state") == page.evaluate("relaxation.state")
+    # A change between the page's own link and the browser's word of it is kept, and a link typed in is followed.
+    again.evaluate("relaxation.set({k: 50})")
+    again.wait_for_function("location.hash.includes('k=50&')")
+    again.evaluate("relaxation.set({k: 60}), dispatchEvent(new HashChangeEvent('hashchange'))")
+    assert again.evaluate("relaxation.state.k") == 60
+    again.wait_for_function("location.hash.includes('k=60&')")
+    again.evaluate("location.hash = '#f=well&k=7'")
+    again.wait_for_function("relaxation.state.f === 'well' && relaxation.state.k === 7")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
