@@ -80,13 +80,14 @@ class Unfinished(AbstractContextManager):
         Raises:
             StoreError: if this or the checkpoint before cannot be written.
         """
-        started = time.monotonic()
-        if started - self._last < max(SECONDS, self._cost / COST):
+        if time.monotonic() - self._last < max(SECONDS, self._cost / COST):
             return
+        checkpoints = self._open()  # once, and not counted: the first time imports orbax
+        started = time.monotonic()
         new = rows[self._kept :]
         outputs = {f"out/{key}": array for key, array in stack(new).items()}
         write_arrays(self._outputs(self._kept), {"iterations": np.asarray(len(new)), **outputs})
-        self._open().save(len(rows), carry)
+        checkpoints.save(len(rows), carry)
         self._kept, self._last = len(rows), time.monotonic()
         self._cost = self._last - started
 
