@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -105,19 +104,6 @@ def test_too_few_devices_and_missing_programs_are_named():
         scaling.run(dataclasses.replace(scaling.SMOKE, programs=("landscape slice",)))
     with pytest.raises(ValueError, match="programs"):
         scaling.run(dataclasses.replace(scaling.SMOKE, programs=("SGD",)))
-
-
-def test_the_guides_blocks_run_in_order():
-    """One collective by `InnerStep.batch`, more by subscripts; both find the least squares (0.3, 0, 0)."""
-    names = {}
-    for block in re.findall(
-        r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    ):
-        exec(block, names)
-    assert names["good"] == {"all-reduce": 1, "all-gather": 0, "all-to-all": 0, "collective-permute": 0}
-    assert sum(names["bad"].values()) > 1
-    for found in (names["params"], names["model"]):
-        np.testing.assert_allclose(found, [0.3, 0, 0], atol=0.1)
 
 
 def test_the_guides_tables_are_those_of_the_formulas_and_of_the_stored_benchmark(monkeypatch):
