@@ -44,8 +44,9 @@ class Unfinished(AbstractContextManager):
         try:
             step, restored = self._open().restore(carry) or (0, carry)
             rows = self._read_outputs(step)
-        except CheckpointMismatch:
-            raise
+        except CheckpointMismatch as error:  # such as of a run in float64, asked for in float32
+            msg = f"{error} `--force` starts the run anew."
+            raise CheckpointMismatch(msg) from error
         except StoreError as error:  # unlike results, it can be made again here and now
             warnings.warn(f"{error} Starting {self._config['scan']!r} anew.", RuntimeWarning, stacklevel=4)
             self.discard()

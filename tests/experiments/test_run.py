@@ -280,6 +280,18 @@ def test_a_scan_whose_outputs_are_damaged_starts_anew(tmp_path, always):
     assert not session.resumed["s"]
 
 
+def test_a_scan_of_another_precision_is_refused_with_a_remedy(tmp_path, always):
+    def body(carry, index, last=9):
+        if index == last:
+            raise StoppedError
+        return {"x": carry["x"] + 1}, {}
+
+    with pytest.raises(StoppedError):
+        _run.Session(tmp_path).scan("s", functools.partial(body, last=2), {"x": 0.0}, 4)
+    with jax.enable_x64(True), pytest.raises(_run.StoreError, match=r"\['x'\] is float32\[\] there.*--force"):
+        _run.Session(tmp_path).scan("s", body, {"x": 0.0}, 4)
+
+
 def test_scan_refuses_a_carry_that_changes_type(tmp_path):
     with pytest.raises(TypeError, match="body must give back"):
         _run.Session(tmp_path).scan("s", lambda carry, index: (carry * 0.5, {}), jnp.arange(3), 2)
