@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from ._typing import Params
 
-__all__ = ["check_axis_sharding", "free_all_but_the_mapped_axis", "vmap_over_axis"]
+__all__ = ["check_axis_sharding", "free_all_but_the_mapped_axis", "indices_along", "vmap_over_axis"]
 
 
 def check_axis_sharding(name: str, sharding: NamedSharding | None, counted: str, count: int) -> None:
@@ -52,6 +53,14 @@ def vmap_over_axis(
         return jax.vmap(function, in_axes)(jax.sharding.reshard(indices, sharding), *rest)
 
     return mapped
+
+
+def indices_along(leaf: Array) -> Int[Array, " n"]:
+    """0 … n − 1 along the first axis of ``leaf``: on its devices, where types of arrays say where they are."""
+    indices, sharding = jnp.arange(leaf.shape[0], dtype=jnp.int32), jax.typeof(leaf).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return indices
+    return jax.sharding.reshard(indices, NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0])))
 
 
 def free_all_but_the_mapped_axis(tree: Params, sharding: NamedSharding | None) -> Params:

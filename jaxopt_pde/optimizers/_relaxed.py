@@ -67,7 +67,8 @@ def relaxed_descent(
         smoothed = estimate(
             grad_fn, params, jax.random.fold_in(state.key, state.outer_count), state.outer_count
         )
-        finite = all_finite(smoothed.gradient)
+        finite = smoothed.info.get("finite")  # where the estimate has looked itself
+        finite = all_finite(smoothed.gradient) if finite is None else finite
         gradient = jax.tree.map(lambda g: jnp.where(finite, g, jnp.zeros_like(g)), smoothed.gradient)
         updates, outer_state = outer.update(gradient, state.outer, params, **extra_args)
         updates, outer_state = skip_where(~finite, updates, outer_state, state.outer)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int, Key
 from .. import _validate
 from .._arithmetic import cast_up
 from .._noise import NoiseLaw
+from .._sharding import indices_along
 from .._typing import Params, ScalarOrSchedule
 from ..smoothing._kernel import scalar_dtype
 from ..smoothing.langevin import Estimator, LangevinSettings, langevin
@@ -104,13 +105,9 @@ def elastic_coupling(coupling_time: ScalarOrSchedule) -> optax.GradientTransform
         _num_replicas(params)
         _validate.check_same_tree("updates", updates, params)
         coupled = _couple(updates, params, evaluate(coupling_time, state.count))
-        finite = _finite_replicas(coupled)
-        emitted = jax.tree.map(
-            lambda c, g: jnp.where(finite.reshape(-1, *[1] * (c.ndim - 1)), c, 0).astype(g.dtype),
-            coupled,
-            updates,
-        )
-        refused = jnp.sum(~finite, dtype=jnp.int32)
+        broken = ~_finite_replicas(coupled)
+        emitted = _zero_replicas(broken, coupled, updates)
+        refused = jnp.sum(broken, dtype=jnp.int32)
         return emitted, ElasticState(optax.safe_increment(state.count), state.notfinite_count + refused)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -176,7 +173,8 @@ def parle(
     Returns:
         A ``GradientTransformationExtraArgs`` with state :class:`~jaxopt_pde.optimizers.ParleState`.
         :func:`jaxopt_pde.eval_params` gives x̄, without the axis of the replicas. If the estimate of any replica is
-        not finite, the update of all is zero, counted in ``notfinite_count``, and the outer state stays.
+        not finite, the update of all is zero, counted in ``notfinite_count``, and the outer state stays. With the axis
+        sharded over a mesh an update is one all-reduce, of one model and a number.
 
     Raises:
         ValueError, TypeError: at construction for a number out of range; in ``update`` for missing ``params`` or
@@ -236,12 +234,19 @@ def parle(
                 **settings._asdict(),
             )
 
-        replicas = _num_replicas(params)
-        smoothed = jax.vmap(one)(jnp.arange(replicas, dtype=jnp.int32), params)
+        _num_replicas(params)
+        leaves = jax.tree.leaves(params)
+        replicas = indices_along(leaves[0]) if leaves else jnp.arange(0)
+        smoothed = jax.vmap(one)(replicas, params)
+        # Counted before the coupling and as a sum in the dtype of x̄: spread over devices both are one all-reduce.
+        refused = jnp.sum(~_finite_replicas((params, smoothed.gradient)), dtype=scalar_dtype(params))
         coupled = _couple(smoothed.gradient, params, evaluate(coupling_time, count))
         return smoothed._replace(
-            gradient=jax.tree.map(lambda c, g: c.astype(g.dtype), coupled, smoothed.gradient),
+            gradient=_zero_replicas(
+                ~_finite_replicas(coupled), coupled, smoothed.gradient
+            ),  # overflown pulls
             num_gradients=jnp.sum(smoothed.num_gradients),
+            info={"finite": refused == 0},
         )
 
     descent = relaxed_descent(
@@ -278,6 +283,15 @@ def _couple(gradient: Params, params: Params, coupling_time) -> Params:
 def _finite_replicas(tree: Params) -> Bool[Array, " replicas"]:
     flags = [jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(flags), axis=0)
+
+
+def _zero_replicas(which: Bool[Array, " replicas"], tree: Params, like: Params) -> Params:
+    """The tree in the dtypes of ``like``, zero at some replicas."""
+    return jax.tree.map(
+        lambda leaf, other: jnp.where(which.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf).astype(other.dtype),
+        tree,
+        like,
+    )
 
 
 def _num_replicas(params: Params) -> int:

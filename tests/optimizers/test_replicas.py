@@ -154,9 +154,10 @@ def test_scoping_reads_both_times_at_each_update():
     np.testing.assert_allclose(scheduled, params, rtol=1e-5)
 
 
-def test_replicas_on_devices_communicate_once_an_update():
-    """One all-reduce of a model and one of a flag in an update of 7 gradients, each device with its own batches."""
-    mesh = jax.make_mesh((8,), ("replicas",), axis_types=(AxisType.Auto,))
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_replicas_on_devices_communicate_once_an_update(kind):
+    """One all-reduce, of a model and a number, in an update of 7 gradients, each device with its own batches."""
+    mesh = jax.make_mesh((8,), ("replicas",), axis_types=(kind,))
     tx = parle(num_steps=7, temperature=0.1, momentum=0.9)
     params = jnp.linspace(-1, 2, 8 * 12).reshape(8, 12)
     batches = jax.random.normal(jax.random.key(1), (7, 8, 12))
@@ -174,11 +175,10 @@ def test_replicas_on_devices_communicate_once_an_update():
     updates, _ = step(sharded, state, parts)
     np.testing.assert_allclose(updates, expected, rtol=2e-5, atol=1e-6)
     program = step.lower(sharded, state, parts).compile()
+    if kind == AxisType.Explicit and jax.__version_info__ < (0, 10):
+        return  # there typed shardings gather the keys of the replicas
     assert " while(" in program.as_text()
-    assert sorted(collectives(program)) == [
-        Collective("all-reduce", 1, 1, 8),
-        Collective("all-reduce", 4 * 12, 1, 8),
-    ]
+    assert collectives(program) == (Collective("all-reduce", 4 * 12 + 4, 1, 8),)
 
 
 def test_elastic_coupling_on_devices_is_one_reduction_of_a_model():
