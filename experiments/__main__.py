@@ -25,6 +25,7 @@ import tyro
 
 import experiments
 from experiments import _report, _run
+from experiments._launcher import ProcessFailed
 
 LOG_SECONDS = 30.0  # a log file gets at most one line of progress in this time
 PROGRAM = "python -m experiments"
@@ -310,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 show(load(experiment), _run.latest(experiment, results_dir), console)
             case Report(results_dir):
                 report(results_dir, console)
-    except (_run.StoreError, UnknownExperiment) as error:
+    except (_run.StoreError, UnknownExperiment, ProcessFailed) as error:
         rich.console.Console(stderr=True).print(f"{error}", markup=False, soft_wrap=True)
         return FAILED
     except KeyboardInterrupt:
