@@ -18,7 +18,7 @@ from jaxopt_pde import control, pde, problems, smoothing
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[2] / "docs" / "interactive"
-TOLERANCE = 1e-3  # what the page promises
+TOLERANCE, PUSH_TOLERANCE = 1e-3, 1e-2  # what the page promises
 PROBLEMS = {
     "rugged": problems.rugged,
     "sharp": lambda: problems.sharp_and_wide(1),
@@ -199,7 +199,7 @@ def test_descent_ends_where_the_page_says(page, show, read, x64, name, t, T, bet
     assert max(float(jnp.diff(height).max()) for height in heights) < 1e-4
 
 
-@pytest.mark.parametrize(("T", "c"), [(0.2, 0.5), (0.5, 10.0)])
+@pytest.mark.parametrize(("T", "c"), [(0.1585, 0.794), (0.5, 10.0)])
 def test_densities_are_the_librarys(page, read, x64, T, c):
     """Value function and densities of solve_bellman and solve_fokker_planck, on a grid twice as fine."""
     page.evaluate("some => relaxation.set(some)", {"T2": T, "c": c})
@@ -220,9 +220,7 @@ def test_densities_are_the_librarys(page, read, x64, T, c):
     weights[[0, -1]] /= 2
     bell = np.exp(-((x - problem.minimisers[1, 0]) ** 2) / (2 * 0.15**2))
     bell = jnp.asarray(bell / (weights @ bell))
-    middle = (
-        np.abs(x[::2]) < 1.6
-    )  # beyond, at the edge of the box, the boundary counts, and hardly a path gets there
+    middle = np.abs(x[::2]) < 1.3  # where paths go; at the edge of the box the boundary counts
     for name, steering in (("Sgd", None), ("Csgd", control.feedback(value, control_cost=state["c"]))):
         times = jnp.linspace(0.0, 4.0, 81)[frames]
         flow = pde.solve_fokker_planck(
@@ -240,6 +238,10 @@ def test_densities_are_the_librarys(page, read, x64, T, c):
     every = np.asarray(value.values)[::20][frames]
     np.testing.assert_allclose(
         np.asarray(shown["value"])[frames][:, middle], every[:, ::2][:, middle], atol=TOLERANCE
+    )
+    slope = np.gradient(every, x, axis=1)[:, ::2] / state["c"]
+    np.testing.assert_allclose(
+        np.asarray(shown["alpha"])[frames][:, middle], slope[:, middle], atol=PUSH_TOLERANCE
     )
     expected = float((weights * bell) @ np.asarray(value.values[0]))
     assert shown["cost"] == pytest.approx(expected, abs=TOLERANCE)
