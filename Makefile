@@ -3,9 +3,10 @@ test:        ## what CI runs
 	python -m pytest
 test-all:    ## also the slow checks
 	python -m pytest --run-slow
+OLDEST = tests/contract tests/optimizers tests/pde tests/smoothing
 test-oldest: ## with the lowest versions that pyproject.toml allows, in an environment of its own
 	uv venv --quiet --clear .venv-oldest && uv pip install --quiet --python .venv-oldest --resolution lowest-direct -e ".[test]"
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python -m pytest -W "ignore:jax.core:DeprecationWarning" $(OLDEST)
 lint:
 	ruff check . && ruff format --check . && lint-imports
 docs:        ## the site, in docs/_build/html; needs `pip install -e ".[docs]"`, not the network

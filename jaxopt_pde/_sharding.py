@@ -27,6 +27,9 @@ def check_axis_sharding(name: str, sharding: NamedSharding | None, counted: str,
     if not one_axis or not isinstance(sharding.spec[0], str):
         msg = f"{name} must be NamedSharding(mesh, PartitionSpec('axis')), got {sharding!r}."
         raise ValueError(msg)
+    if _is_explicit(sharding) and jax.__version_info__ < (0, 10):
+        msg = f"{name} has an explicit mesh axis, which needs JAX 0.10, got {jax.__version__}: make it AxisType.Auto."
+        raise ValueError(msg)
     size = sharding.mesh.shape[sharding.spec[0]]
     if count % size:
         axis = sharding.spec[0]

@@ -129,8 +129,8 @@ def langevin(
             minibatch; chains that share a minibatch are faster together.
         chain_sharding: ``NamedSharding(mesh, PartitionSpec("axis"))`` spreads the chains over a mesh axis, whose
             size must divide K. Leaves keep their own sharding on other axes. The estimate is then one all-reduce: of
-            one model, or of three for the control variate (with explicit axes from JAX 0.10). Reading
-            ``standard_error`` costs another one of a number a leaf.
+            one model, or of three for the control variate. Reading ``standard_error`` costs another one of a number
+            a leaf. Explicit axes need JAX 0.10.
 
     Returns:
         :class:`Smoothed` with ``value`` None, ``positions`` [K, …], ``num_gradients`` L·K and ``info``:

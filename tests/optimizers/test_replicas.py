@@ -157,6 +157,8 @@ def test_scoping_reads_both_times_at_each_update():
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_replicas_on_devices_communicate_once_an_update(kind):
     """One all-reduce, of a model and a number, in an update of 7 gradients, each device with its own batches."""
+    if kind == AxisType.Explicit and jax.__version_info__ < (0, 10):
+        pytest.skip("explicit axes need JAX 0.10")
     mesh = jax.make_mesh((8,), ("replicas",), axis_types=(kind,))
     tx = parle(num_steps=7, temperature=0.1, momentum=0.9)
     params = jnp.linspace(-1, 2, 8 * 12).reshape(8, 12)
@@ -175,8 +177,6 @@ def test_replicas_on_devices_communicate_once_an_update(kind):
     updates, _ = step(sharded, state, parts)
     np.testing.assert_allclose(updates, expected, rtol=2e-5, atol=1e-6)
     program = step.lower(sharded, state, parts).compile()
-    if kind == AxisType.Explicit and jax.__version_info__ < (0, 10):
-        return  # there typed shardings gather the keys of the replicas
     assert " while(" in program.as_text()
     assert collectives(program) == (Collective("all-reduce", 4 * 12 + 4, 1, 8),)
 
