@@ -247,7 +247,7 @@ def test_who_does_not_come_is_named():
 @pytest.mark.parametrize("lost", [0, 2])
 @pytest.mark.parametrize("how", ["dies", "fails", "is silent", "leaves"])
 def test_the_others_learn_what_became_of_a_process(lost, how):
-    """A silent one does not watch, hence says nothing; those that leave are not mourned."""
+    """A silent one does not watch, hence says nothing, nor does a dead one; those that leave are not mourned."""
     meetings = meet_in_threads(
         [(3, i, {}) for i in range(3)], timeout=5.0, silence=1.0 if how == "is silent" else 10.0
     )
@@ -261,7 +261,7 @@ def test_the_others_learn_what_became_of_a_process(lost, how):
         told[i].set()
 
     for i, meeting in enumerate(meetings):
-        if how != "is silent" or i != lost:
+        if how not in ("is silent", "dies") or i != lost:
             meeting.watch(lambda sentence, i=i: note(i, sentence))
     if how == "dies":
         for line in meetings[lost]._connections.values():
