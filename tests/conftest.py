@@ -17,8 +17,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compiling is most of the suite's time, and many tests build the same program from new functions. The cache is this
-# process's own and dies with it: nothing stale, nothing half written by another worker. Programs that compile in no time
-# are left out: writing thousands of them gains nothing, and XLA once crashed in it.
+# process's own and dies with it: nothing stale, nothing half written by another worker. Programs that compile in no
+# time are left out: writing thousands of them gains nothing, and XLA once crashed in it.
 _cache = tempfile.mkdtemp(prefix="jaxopt_pde-tests-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", _cache)

@@ -116,6 +116,7 @@ def test_the_theory_pages_examples_run():
             exec(block, {})
 
 
+@pytest.mark.slow
 def test_the_batch_norm_guide_runs_in_both_forms():
     """The guide's blocks as printed, with LeNet: the loss falls, the anchor's statistics are those of the anchor."""
     from jaxopt_pde import models

@@ -41,7 +41,11 @@ def relative_errors(found, truth):
 
 @pytest.mark.parametrize(
     ("dimension", "terminal", "n", "num_steps", "repetitions"),
-    [(1, 1.0, 500, 20, 60), (10, 0.5, 500, 20, 60), (100, 0.1, 1000, 50, 16)],
+    [
+        (1, 1.0, 500, 20, 60),
+        (10, 0.5, 500, 20, 60),
+        pytest.param(100, 0.1, 1000, 50, 16, marks=pytest.mark.slow),
+    ],
 )
 def test_it_finds_the_chains_own_value_and_control(dimension, terminal, n, num_steps, repetitions):
     """Unbiased up to 1/n, and the standard errors are those seen over repetitions; d = 100 with V = |x|²/(2√d) is no

@@ -73,7 +73,9 @@ def test_four_processes_equal_one_and_exchange_one_model_an_update(alone, argume
     launch(WORKER, [*arguments, "--no-checkpoints"], 4)
     found = read_arrays(tmp_path / f"{PARLE}.npz")
     assert_same_curves(found, alone)
-    assert found["collectives"].tolist() == [[4 * NUM_PARAMS + 4, SETTINGS.report_every]]  # a model and a number
+    assert found["collectives"].tolist() == [
+        [4 * NUM_PARAMS + 4, SETTINGS.report_every]
+    ]  # a model and a number
 
 
 def test_a_killed_process_stops_the_others_and_the_command_goes_on(alone, arguments, tmp_path):

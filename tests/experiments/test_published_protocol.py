@@ -134,6 +134,7 @@ class Interrupted(Exception):  # noqa: N818
     """Stands for Ctrl-C."""
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bits_whatever_else_is_trained(smoke, always, tmp_path):
     """Interrupted in its second report, resumed; beside that the SMOKE run, which trains another method before."""
     whole, config = smoke("published_protocol").results, dataclasses.replace(SMOKE, methods=("Adam",))
@@ -167,6 +168,7 @@ def tiny_cifar(tmp_path, monkeypatch):
     return lay(tmp_path / "cifar-10-batches-bin", files).parent
 
 
+@pytest.mark.slow
 def test_all_cnn_trains_from_files_in_the_layout_of_cifar10(tiny_cifar):
     config = Config(
         task="allcnn", methods=("SGD",), num_seeds=2, effective_epochs=2.0, reports=1, num_train=40,

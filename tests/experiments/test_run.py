@@ -142,7 +142,13 @@ def uninterrupted(new_source, stored_bytes, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("how", "reached"), [(signal.SIGINT, "walk.scan/carry/2"), (signal.SIGKILL, "noise%2F1.npz")]
+    ("how", "reached"),
+    [
+        (signal.SIGINT, "walk.scan/carry/2"),
+        pytest.param(
+            signal.SIGKILL, "noise%2F1.npz", marks=pytest.mark.slow
+        ),  # test_kills.py kills at any moment
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_bytes(source, stored_bytes, tmp_path, uninterrupted, how, reached):
     results, log = tmp_path / "results", tmp_path / "log"

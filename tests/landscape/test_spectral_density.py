@@ -152,6 +152,7 @@ def test_intervals_cover(x64):
         assert abs(covered - expected) < 4 * np.sqrt(expected * (1 - expected) / 200) + 0.02
 
 
+@pytest.mark.slow
 def test_batch_errors_are_the_spread_over_data_sets():
     """The delta method against brute force: the dense spectra of 200 data sets of 2,000 examples each."""
     scales = jnp.sqrt(jnp.array([0.2, 0.4, 0.5, 1.0, 1.5, 2.0]))
@@ -180,6 +181,7 @@ def test_batch_errors_are_the_spread_over_data_sets():
         np.testing.assert_allclose(mean, spread, rtol=4 / np.sqrt(400) + 0.08)
 
 
+@pytest.mark.slow
 def test_a_loader_gives_what_arrays_give(net):
     """Nodes, weights and every error, to rounding; the cut changes the batch error alone."""
     params, data, _ = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), net)

@@ -127,8 +127,14 @@ def test_the_published_codes_nesterov_momentum_makes_its_time_ten_times_longer(x
     assert np.all(np.abs(x - np.asarray(shorter.gradient) / g - mu) > 0.02)
 
 
-@pytest.mark.parametrize("temperature", [0.02, 0.5])
-@pytest.mark.parametrize("t", [0.1, 0.5])
+@pytest.mark.parametrize(
+    ("temperature", "t"),
+    [
+        (0.02, 0.5),
+        (0.5, 0.1),
+        *(pytest.param(h, t, marks=pytest.mark.slow) for h, t in ((0.02, 0.1), (0.5, 0.5))),
+    ],
+)
 def test_an_outer_step_of_the_smoothing_time_never_increases_u(temperature, t, x64):
     """∇²u ≤ I/t gives u(x − h p) ≤ u − h ∇u·p + h² |p|²/(2t) for every p; u and ∇u by quadrature, p by chains.
 

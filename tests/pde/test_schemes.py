@@ -76,7 +76,9 @@ def moreau(n, time):
     return oracles.moreau_line(oracles.wave, np.arange(n) / n, time, spread=1.5, points=20_001)
 
 
-@pytest.mark.parametrize("scheme", ["godunov", "lax_friedrichs", "weno5"])
+@pytest.mark.parametrize(
+    "scheme", [pytest.param("godunov", marks=pytest.mark.slow), "lax_friedrichs", "weno5"]
+)
 def test_inviscid_before_and_after_the_kinks(x64, scheme):
     """Kinks form at t = 1/max(-f'') = 1/59: first order in L1 on both sides of it, more for weno5 before."""
     frames = []

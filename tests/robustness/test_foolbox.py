@@ -59,7 +59,10 @@ def test_pgd_breaks_at_least_as_many_images(digits, norm, name, radius):
     assert float(ours.success.mean()) >= float(np.mean(broken)) - 0.01
 
 
-@pytest.mark.parametrize(("norm", "fmn", "deepfool"), [(math.inf, "LInf", "Linf"), (2, "L2", "L2")])
+@pytest.mark.parametrize(
+    ("norm", "fmn", "deepfool"),
+    [(math.inf, "LInf", "Linf"), pytest.param(2, "L2", "L2", marks=pytest.mark.slow)],
+)
 def test_minimal_distances_are_not_larger_on_the_median(digits, norm, fmn, deepfool):
     model, x, y = digits
     attacks = (
