@@ -19,8 +19,8 @@ class Feedback:
     """The control α(x, s) = ∇u(x, s)/c. A pytree: pass it through ``jit``, differentiate through it.
 
     Attributes:
-        solution: u.
-        control_cost: c.
+        solution: the value function u.
+        control_cost: its c.
     """
 
     solution: Solution
@@ -33,7 +33,7 @@ class Feedback:
 
         Args:
             params: x, [d]; in 1-D also a scalar.
-            time: s.
+            time: s ≥ 0, in [param²/loss].
             key: not used; every control takes one.
 
         Returns:

@@ -61,7 +61,7 @@ class PathIntegral:
         num_rollouts: n, rollouts of an estimate.
         num_steps: Euler steps of a rollout.
         guide: control that the rollouts follow, or None.
-        control_cost: c.
+        control_cost: what ½|α|² is multiplied by, c.
         min_effective_sample_size: below it the estimate counts as collapsed.
         rollout_batch_size: rollouts run together, or None for all.
         rollout_sharding: sharding of the rollouts, or None.

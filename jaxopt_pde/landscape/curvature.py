@@ -116,7 +116,7 @@ class Curvature:
         batches: of the data.
 
     Attributes:
-        size: P.
+        size: number of parameters P.
         dtype: of the vectors.
         on_host: whether the batches come from a loader, so that no product can be traced.
         in_batches: whether there may be more than one.

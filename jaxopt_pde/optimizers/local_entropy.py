@@ -163,13 +163,13 @@ def entropy_sgd(
     Args:
         learning_rate: outer step h ≥ 0 in [param²/loss].
         smoothing_time: t, see :func:`local_entropy_gradient`, as are all arguments not listed here.
-        inner_learning_rate: ε.
+        inner_learning_rate: ε, the Langevin step.
         momentum: decay of the outer momentum, None for none.
         nesterov: Nesterov's form of the outer momentum.
         weight_decay: λ ≥ 0 in [loss/param²]; adds λ x to ∇̂u, so it decays the anchor and is not smoothed.
-        temperature: T.
-        num_steps: L.
-        num_chains: K.
+        temperature: T ≥ 0, in [loss].
+        num_steps: L, steps of each chain.
+        num_chains: K, chains.
         averaging: rule of the running mean.
         burn_in: steps left out of the uniform mean.
         estimator: which estimate of ∇u.

@@ -137,7 +137,7 @@ def inverse_active_count(size: int, num_examples: int, batch_size: int, *, repla
 
     Args:
         size: nⱼ, 1 … n.
-        num_examples: n.
+        num_examples: their number n.
         batch_size: b, 1 … n.
         replace: whether minibatches are drawn with replacement.
 

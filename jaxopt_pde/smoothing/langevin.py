@@ -119,7 +119,7 @@ def langevin(
         noise: ``"gaussian"``, or ``"rademacher"``: ±1 increments, same weak order, 32 times fewer random bits.
         curvature: mean curvature tr(E_ρ[∇²f])/d in [loss/param²] if known, which sets c = 1/(1 + t·curvature), the
             coefficient of least variance per sample. None estimates the c of least error for the average:
-            see :mod:`jaxopt_pde.smoothing._estimators`.
+            see the theory of estimators in the documentation (docs/theory/estimators.md).
         start: particles to start from, a leading axis K on every leaf (``Smoothed.positions`` of the last call);
             None starts every chain at x.
         accumulator_dtype: dtype of particles and means; None means that of ``params`` but at least float32.
