@@ -17,12 +17,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compiling is most of the suite's time, and many tests build the same program from new functions. The cache is this
-# process's own and dies with it: nothing stale, nothing half written by another worker. Programs that compile in no
-# time are left out: writing thousands of them gains nothing, and XLA once crashed in it.
+# process's own and dies with it: nothing stale, nothing half written by another worker.
 _cache = tempfile.mkdtemp(prefix="jaxopt_pde-tests-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", _cache)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
@@ -49,6 +48,13 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: run by `make test-all`"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drop_programs():
+    """Every compiled program keeps memory maps, of which Linux allows a process 65,530; beyond that XLA crashes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
