@@ -279,7 +279,6 @@ def test_sharded_rollouts_equal_unsharded_ones():
     program = jax.jit(spread).lower(x, 0.0, key).compile()
     for one, other in zip(program(x, 0.0, key), alone, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-    assert "all-gather" not in program.as_text()
     assert "f32[3,2,6]" in program.as_text()  # the positions kept for the reverse pass: two rollouts a device
 
 
