@@ -180,7 +180,7 @@ def test_a_donating_step_frees_its_arguments_compiles_once_and_asks_nothing_of_t
         return optax.apply_updates(params, updates), state
 
     params = jnp.copy(params)
-    carry = step(params, tx.init(params))
+    carry = step(params, tx.init(params))  # which must not hold the buffer of params, or donating both fails
     asks_nothing_of_the_host(step, carry)
     with jax.transfer_guard("disallow"):
         for _ in range(2):

@@ -295,23 +295,6 @@ def test_mixed_dtypes_keep_theirs(name, x64):
 
 
 @every
-def test_params_and_state_can_be_donated_together(name):
-    entry, (params, grad_fn, _) = ZOO[name], parabola()
-    tx = entry.make()
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state):
-        updates, state = call(entry, tx, state, params, grad_fn)
-        return optax.apply_updates(params, updates), state
-
-    params = jnp.copy(params)
-    state = tx.init(params)  # must not hold the buffer of params, or donating both fails
-    for _ in range(3):
-        params, state = step(params, state)
-    assert bool(jnp.all(jnp.isfinite(params)))
-
-
-@every
 def test_eval_params_has_the_shapes_of_params(name):
     entry, (params, grad_fn, _) = ZOO[name], parabola(jnp.bfloat16)
     reached, (params, _) = train(entry, entry.make(), params, grad_fn, 7)
