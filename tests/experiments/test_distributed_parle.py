@@ -19,7 +19,7 @@ import experiments
 from experiments import _rendezvous
 from experiments._launcher import TERMINATION_SECONDS, ProcessFailed, launch
 from experiments._parle_settings import PARLE, Settings
-from experiments._parle_training import Data
+from experiments._parle_training import Data, first_key, make_programs
 from experiments._parle_worker import MISTAKE, train
 from experiments._rendezvous import PEER_LOST, Disagreement, free_port, meet
 from experiments._store import read_arrays, write_arrays
@@ -67,6 +67,16 @@ def test_one_process_learns(alone):
     """Else equal curves would say little."""
     assert alone["train_loss"][-1] < 0.8 * alone["train_loss"][0]
     assert len(np.unique(alone["train_loss"])) == SETTINGS.num_reports
+
+
+def test_every_replica_has_its_own_minibatches(arrays):
+    """All start from the same weights, and the temperature is 0: nothing else can part them."""
+    programs = make_programs(SETTINGS, PARLE)
+    start = programs.start(first_key(0), 0.2)
+    after = jax.jit(programs.advance)(start, 0.2, Data(**arrays))
+    for before, weights in zip(jax.tree.leaves(start.params), jax.tree.leaves(after.params), strict=True):
+        assert len(np.unique(np.asarray(before).reshape(SETTINGS.num_replicas, -1), axis=0)) == 1
+        assert len(np.unique(np.asarray(weights).reshape(SETTINGS.num_replicas, -1), axis=0)) == 4
 
 
 def test_four_processes_equal_one_and_exchange_one_model_an_update(alone, arguments, tmp_path):

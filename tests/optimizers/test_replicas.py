@@ -195,6 +195,17 @@ def test_elastic_coupling_on_devices_is_one_reduction_of_a_model():
     assert (count.times, count.num_bytes <= 4) == (1, True)
 
 
+def test_a_pull_that_overflows_moves_only_the_replica_it_can():
+    """x̄ = 0 and every x is finite, but (x − x̄)/ρ is not for the first two: they stay, the third descends."""
+    tx = parle(coupling_time=1e-3, num_steps=2)
+    params = jnp.array([[3e38], [-3e38], [0.0]])
+    updates, state = tx.update(params, tx.init(params), params, grad_fn=lambda p, s: jnp.ones_like(p))
+    np.testing.assert_array_equal(updates[:2], 0.0)
+    assert np.isfinite(updates[2]).all()
+    assert updates[2] < 0
+    assert int(state.notfinite_count) == 0
+
+
 @pytest.mark.parametrize("make", [lambda: jaxopt_pde.elastic_coupling(1.0), parle])
 def test_params_without_a_common_axis_are_refused(make):
     for params, where in (
