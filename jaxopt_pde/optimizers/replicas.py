@@ -241,10 +241,9 @@ def parle(
         # Counted before the coupling and as a sum in the dtype of x̄: spread over devices both are one all-reduce.
         refused = jnp.sum(~_finite_replicas((params, smoothed.gradient)), dtype=scalar_dtype(params))
         coupled = _couple(smoothed.gradient, params, evaluate(coupling_time, count))
+        overflown = ~_finite_replicas(coupled)  # as the pull between finite params may be
         return smoothed._replace(
-            gradient=_zero_replicas(
-                ~_finite_replicas(coupled), coupled, smoothed.gradient
-            ),  # overflown pulls
+            gradient=_zero_replicas(overflown, coupled, smoothed.gradient),
             num_gradients=jnp.sum(smoothed.num_gradients),
             info={"finite": refused == 0},
         )
